@@ -1,0 +1,304 @@
+"""What passes between the rooms of Pathwise. Read this file first.
+
+An environment turns actions into `Transition`s, an agent turns transitions into better actions, and neither knows the
+other: both know only the names below. Axis letters: N environments, B batch, A actions.
+
+The two booleans of a transition carry all there is to say about ends:
+
+    =====================  ========  ===========
+    what happened          terminal  episode_end
+    =====================  ========  ===========
+    an ordinary step       False     False
+    the task ended         True      True
+    a time limit           False     True
+    a life lost (asked for) True     False
+    =====================  ========  ===========
+
+`terminal` cuts the bootstrap: the value after `next_obs` is zero. `episode_end` says that the environment was reset
+after this step. A time limit is not a terminal: `next_obs` is the true last observation, never the reset observation.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from faults import ConfigError
+
+Obs = Tensor | dict[str, Tensor]
+"""(N, *obs_shape), or a dict of such tensors for environments with several senses."""
+
+Metrics = dict[str, Tensor | float]
+"""Named scalars under Stable-Baselines3's TensorBoard tags. Tensors are 0-d and detached; whoever writes them converts
+them, so that learning never waits for the device."""
+
+State = dict[str, Any]
+"""A nested dict whose leaves are tensors, NumPy arrays and JSON values: everything a checkpoint can hold."""
+
+
+class Transition(NamedTuple):
+    """One step of N environments, with every auto-reset already undone. Valid until the environment's next step."""
+
+    obs: Obs
+    """(N, *obs_shape): s_t. Pixels stay uint8."""
+    action: Tensor
+    """(N,) int64 for discrete actions, (N, action_dim) float32 for continuous ones."""
+    reward: Tensor
+    """(N,) float32, raw: an agent that clips rewards clips its own copy."""
+    next_obs: Obs
+    """(N, *obs_shape): the true s_{t+1}, also where the episode ended."""
+    terminal: Tensor
+    """(N,) bool: the value after `next_obs` is zero."""
+    episode_end: Tensor
+    """(N,) bool: the environment was reset after this step."""
+    valid: Tensor
+    """(N,) bool: False only for the empty row of an environment that spends a step on resetting itself. Such a row is
+    never stored, counted or learned from."""
+
+
+class Batch(NamedTuple):
+    """B transitions of m >= 1 steps each, drawn from replay. Every target reads `reward + discount * next_value`."""
+
+    obs: Obs
+    """(B, *obs_shape)."""
+    action: Tensor
+    """(B,) int64 or (B, action_dim) float32."""
+    reward: Tensor
+    """(B,) float32: sum over j < m of gamma**j * reward_{t+j}, as the learner sees rewards."""
+    next_obs: Obs
+    """(B, *obs_shape): s_{t+m}. Its content is meaningless where `discount` is 0."""
+    discount: Tensor
+    """(B,) float32: gamma**m, or 0 where the chain met a terminal."""
+
+
+class Episode(NamedTuple):
+    """A finished episode, as the environment counts it: raw rewards, whole games."""
+
+    env_index: int
+    episode_return: float
+    """Undiscounted sum of the raw rewards."""
+    length_env_steps: int
+    success: bool | None = None
+    """Whether the task was completed, None if the environment does not say."""
+    extras: Mapping[str, float] = {}
+    """Further numbers that the environment reports about the episode."""
+    seed: int | None = None
+    """The seed that this episode was reset with."""
+    cut: bool = False
+    """True if a step cap of the evaluation ended it, not the environment."""
+
+
+class Step(NamedTuple):
+    """What `VecEnv.step` returns."""
+
+    transition: Transition
+    obs: Obs
+    """(N, *obs_shape): what to act on next; after an episode's end this is the first observation of the next one."""
+    episodes: list[Episode]
+    """The episodes that ended with this step."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an agent may know of its environment before it acts."""
+
+    env_id: str
+    observation_space: gym.Space[Any]
+    """Of one environment, as the agent sees it: Box, Discrete, MultiDiscrete or a Dict of Box."""
+    action_space: gym.Space[Any]
+    """Of one environment: Discrete (starting at 0) or Box."""
+    num_envs: int
+    family: str = "gymnasium"
+    """The group of environments that share defaults: the name of a file in `configs/env/`."""
+    frames_per_env_step: int = 1
+    """Emulator frames per environment step (frame skip)."""
+    frame_stack: int = 1
+    """If above 1, the leading axis of an observation holds the last `frame_stack` frames, newest last, and the frames
+    before an episode's first are zero: a memory may then store each frame once."""
+    max_episode_steps: int | None = None
+    """The time limit in environment steps, None if there is none."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Every setting that a score depends on; printed and stored with each result."""
+    model: Any = None
+    """The transition table `P[s][a]`, or another privileged view for planners and oracles; None if there is none."""
+
+
+class VecEnv(Protocol):
+    """N environments stepped together. Everything about auto-reset stays inside."""
+
+    spec: EnvSpec
+
+    def reset(self) -> Obs:
+        """Begins a new episode in every environment and returns (N, *obs_shape)."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Takes (N,) or (N, action_dim) actions. Raises `EnvError` or `NonFiniteError` if an environment misbehaves."""
+        ...
+
+    def close(self) -> None:
+        """Frees the environments and ends their processes."""
+        ...
+
+    def state_dict(self) -> State:
+        """What it takes to continue every running episode exactly."""
+        ...
+
+    def load_state_dict(self, state: State) -> Obs:
+        """Restores the running episodes and returns the observation to act on next."""
+        ...
+
+
+class Acted(NamedTuple):
+    """What a policy answers."""
+
+    action: Tensor
+    """(N,) int64 or (N, action_dim) float32, on the device of the observation."""
+    extras: Mapping[str, Tensor] = {}
+    """What learning wants from the moment of acting: log-probability, value, Q-values, recurrent state..."""
+
+
+class Policy(Protocol):
+    """Acts. Reads the agent's live weights, but owns its random stream and its recurrent state."""
+
+    def act(self, obs: Obs, episode_start: Tensor) -> Acted:
+        """Chooses actions.
+
+        Args:
+            obs: (N, *obs_shape).
+            episode_start: (N,) bool, True where `obs` is the first of an episode (recurrent state is cleared there).
+        """
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a policy chooses: `train`, `greedy`, `sample`, `epsilon=<x>` or `temperature=<x>`."""
+
+    name: str
+    value: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """Reads a mode as the command line writes it, e.g. `greedy` or `epsilon=0.05`."""
+        name, _, number = text.partition("=")
+        if name in ("train", "greedy", "sample") and not number:
+            return cls(name)
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        if (name == "epsilon" and 0 <= value <= 1) or (name == "temperature" and 0 < value < float("inf")):
+            return cls(name, value)
+        raise ConfigError(
+            f"policy mode '{text}' is not one of train, greedy, sample, epsilon=<0..1>, temperature=<above 0>"
+        )
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value:g}"
+
+
+class Agent(Protocol):
+    """Learns. It never logs, prints or saves: it returns metrics and state."""
+
+    memory_bytes: int
+    """What its replay or rollout storage will take once it is full. Nothing is allocated before the first `observe`."""
+
+    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> Policy:
+        """A policy for `num_envs` environments. Evaluating with it never disturbs training."""
+        ...
+
+    def observe(self, transition: Transition, acted: Acted) -> None:
+        """Stores one step; never learns."""
+        ...
+
+    def update(self) -> Metrics:
+        """Learns if learning is due, else returns {}. Raises `NonFiniteError` before a bad step is taken."""
+        ...
+
+    def policy_state_dict(self) -> State:
+        """What acting needs, without optimisers and memory."""
+        ...
+
+    def load_policy_state_dict(self, state: State) -> None: ...
+
+    def state_dict(self) -> State:
+        """Everything, its random streams included: training continues from it bit for bit on the CPU."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class Progress(NamedTuple):
+    """What one call of `Advance` did."""
+
+    env_steps: int
+    episodes: list[Episode]
+    metrics: list[Metrics]
+
+
+class Advance(Protocol):
+    """Moves training on: the one seam of the loop."""
+
+    def __call__(self, env_steps: int) -> Progress:
+        """Trains for about `env_steps` environment steps (summed over environments), at least one vector step."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class BringsAdvance(Protocol):
+    """An agent that does not train by act, step, observe, update on one thread."""
+
+    def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:
+        """Its own way to train on `env`; `make_env(num_envs, stream)` builds more environments for its workers."""
+        ...
+
+
+class Streams:
+    """Named, independent random streams of one seed.
+
+    A stream's seed is `SeedSequence(seed, spawn_key=(crc32(name), *index))`, so that streams do not depend on the order
+    in which they are made, and adjacent seeds share nothing (unlike `seed + i`).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def seed(self, name: str, *index: int) -> int:
+        """A seed in [0, 2**31) for whoever wants one number: emulators take no more."""
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index))
+        return int(sequence.generate_state(1)[0] & 0x7FFFFFFF)
+
+    def torch(self, name: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """A torch generator on `device`."""
+        return torch.Generator(device=device).manual_seed(self.seed(name, *index))
+
+    def numpy(self, name: str, *index: int) -> np.random.Generator:
+        """A NumPy generator."""
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an agent is built for."""
+
+    spec: EnvSpec
+    total_env_steps: int
+    """Length of the training run, for schedules that span it."""
+    device: torch.device
+    streams: Streams

@@ -1,0 +1,1 @@
+"""Environments: any Gymnasium id, Atari on ALE's native vector environment, and our own."""

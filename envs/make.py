@@ -1,0 +1,96 @@
+"""Builds environments: any registered Gymnasium id, behind the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from contract import EnvSpec, Streams
+from envs.atari import make_atari
+from envs.host import HostVecEnv, agent_view
+from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings, family, known_spec
+from faults import EnvError
+
+
+def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> HostVecEnv:
+    """Builds `num_envs` environments.
+
+    Args:
+        settings: the `env.*` keys.
+        num_envs: how many.
+        streams: the run's random streams.
+        stream: who asks, e.g. `train` or `eval`: each name has episode seeds of its own.
+
+    Raises:
+        ConfigError: if the id is unknown or its observations cannot be read.
+        EnvError: if the environment cannot be built.
+    """
+    known_spec(settings.id)
+
+    def episode_seed(env_index: int, episode: int) -> int:
+        return streams.seed(f"env/{stream}", env_index, episode)
+
+    if isinstance(settings, AtariSettings):
+        vector_env, spec = make_atari(settings, num_envs)
+        return HostVecEnv(
+            vector_env,
+            spec,
+            episode_seed,
+            resets_by_mask=True,
+            life_loss_is_terminal=settings.life_loss_is_terminal,
+            timeout_s=settings.timeout_s,
+        )
+    vector_env, spec = _make_gymnasium(settings, num_envs)
+    return HostVecEnv(
+        vector_env,
+        spec,
+        episode_seed,
+        resets_by_mask=True,
+        success_return=settings.success_return,
+        timeout_s=settings.timeout_s,
+    )
+
+
+def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vector.VectorEnv[Any, Any, Any], EnvSpec]:
+    kwargs = dict(settings.kwargs)
+    if settings.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = settings.max_episode_steps
+    try:
+        vector_env = gym.make_vec(
+            settings.id,
+            num_envs,
+            vectorization_mode=settings.vectorization,
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+            **kwargs,
+        )
+    except Exception as error:  # an environment's constructor may raise anything
+        raise EnvError(f"{settings.id}: {_construction_line(error)}") from error
+    observation_space = agent_view(vector_env.single_observation_space, settings.id)
+    action_space = vector_env.single_action_space
+    if isinstance(action_space, gym.spaces.Discrete):
+        action_space = gym.spaces.Discrete(int(action_space.n))
+    inner = vector_env.envs[0] if isinstance(vector_env, gym.vector.SyncVectorEnv) else None
+    max_episode_steps = settings.max_episode_steps or gym.registry[settings.id].max_episode_steps
+    spec = EnvSpec(
+        env_id=settings.id,
+        observation_space=observation_space,
+        action_space=action_space,
+        num_envs=num_envs,
+        family=family(settings.id),
+        max_episode_steps=max_episode_steps,
+        protocol={"env_id": settings.id, "max_episode_steps": max_episode_steps, "reward": "raw", **settings.kwargs},
+        model=getattr(inner.unwrapped, "P", None) if inner is not None else None,
+    )
+    return vector_env, spec
+
+
+def _construction_line(error: Exception) -> str:
+    """Why the constructor failed, and, for a missing package, what to install."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"needs the package '{error.name}': pip install {error.name}"
+    if isinstance(error, gym.error.DependencyNotInstalled):
+        return f"a package is missing: {reason}"
+    return f"{type(error).__name__}: {reason}"

@@ -1,0 +1,154 @@
+"""The `env.*` keys: one dataclass per family of environments. Imports neither torch nor an emulator, so that a wrong
+value is refused within a second."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec as GymSpec
+
+from faults import ConfigError, EnvError, check_choice, check_range, closest
+
+FRAMES_PER_GAME_CAP = 108_000
+"""30 minutes of play at 60 frames per second: the usual cap of an Atari game (Machado et al. 2018, section 5)."""
+
+
+@dataclass(frozen=True)
+class GymnasiumSettings:
+    """Any registered Gymnasium environment."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the environment's constructor."""
+    max_episode_steps: int | None = None
+    """Time limit in environment steps; null keeps the id's own."""
+    vectorization: str = "sync"
+    """sync: in this process; async: one process per environment, for slow environments."""
+    success_return: float | None = None
+    """An episode with at least this return counts as completed, for environments that do not report success."""
+    timeout_s: float = 60.0
+    """The run ends with one line if a step takes longer than this many seconds."""
+
+    def __post_init__(self) -> None:
+        check_choice("env.vectorization", self.vectorization, ("sync", "async"))
+        check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
+        if self.max_episode_steps is not None:
+            check_range("env.max_episode_steps", self.max_episode_steps, 1, None)
+
+
+@dataclass(frozen=True)
+class AtariSettings:
+    """An Atari 2600 game on ALE's native vector environment. Every key is part of the protocol of a score."""
+
+    id: str
+    repeat_action_probability: float | None = None
+    """Sticky actions: the chance, per emulator frame, that the last action is repeated. null keeps the id's own value
+    (0.25 for `ALE/*-v5`)."""
+    full_action_space: bool | None = None
+    """All 18 actions instead of the game's minimal set. null keeps the id's own."""
+    frame_skip: int = 4
+    """Emulator frames per environment step."""
+    frame_stack: int = 4
+    """Frames in an observation."""
+    max_pool: bool = True
+    """Pixel-wise maximum over the last two frames, against flicker."""
+    image_size: int = 84
+    """Height and width of the grey observation, in pixels."""
+    noop_max: int = 30
+    """Up to this many random no-ops (exclusive) begin a game."""
+    fire_reset: bool = True
+    """Press FIRE once at the start, in games that have it."""
+    life_loss_is_terminal: bool = False
+    """Let the learner see a lost life as the end of all reward. The game goes on, and returns count whole games."""
+    max_frames_per_episode: int = FRAMES_PER_GAME_CAP
+    """Time limit of a game, in emulator frames."""
+    num_threads: int = 0
+    """Emulator threads; 0 means one per core, at most one per environment."""
+    timeout_s: float = 60.0
+    """The run ends with one line if a step takes longer than this many seconds."""
+
+    def __post_init__(self) -> None:
+        if self.repeat_action_probability is not None:
+            check_range("env.repeat_action_probability", self.repeat_action_probability, 0, 1)
+        check_range("env.frame_skip", self.frame_skip, 1, 60)
+        check_range("env.frame_stack", self.frame_stack, 1, 32)
+        check_range("env.image_size", self.image_size, 16, 210)
+        check_range("env.noop_max", self.noop_max, 0, 1000)
+        check_range("env.max_frames_per_episode", self.max_frames_per_episode, self.frame_skip, None)
+        check_range("env.num_threads", self.num_threads, 0, 1024)
+        check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
+
+    @property
+    def emulator_threads(self) -> int:
+        """Threads to give to the emulator."""
+        return self.num_threads or len(os.sched_getaffinity(0))
+
+
+EnvSettings = GymnasiumSettings | AtariSettings
+
+
+def register_environments() -> None:
+    """Makes the ids of ALE known to Gymnasium."""
+    import ale_py
+
+    gym.register_envs(ale_py)
+
+
+def family(env_id: str) -> str:
+    """The group of environments whose defaults apply to this id, by where its code lives.
+
+    `ALE/*` is `atari`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is `gymnasium`.
+    """
+    spec = gym.registry.get(env_id)
+    module = spec.entry_point.split(":")[0] if spec and isinstance(spec.entry_point, str) else ""
+    if module.startswith("ale_py."):
+        return "atari"
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["gymnasium", "envs"] and len(parts) > 3 else "gymnasium"
+
+
+def settings_class(env_id: str) -> type[EnvSettings]:
+    """Which dataclass holds the settings of this id."""
+    return AtariSettings if family(env_id) == "atari" else GymnasiumSettings
+
+
+def known_spec(env_id: str) -> GymSpec:
+    """The registered specification of `env_id`.
+
+    Raises:
+        ConfigError: in one line that names the nearest known ids.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise EnvError(f"env '{env_id}': cannot import '{module}' ({error})") from None
+    if name not in gym.registry:
+        raise ConfigError(unknown_id(name))
+    return gym.registry[name]
+
+
+def unknown_id(env_id: str) -> str:
+    """The error line for an id that is not registered."""
+    stem = env_id.rpartition("/")[2].rpartition("-v")[0] or env_id.rpartition("/")[2]
+    for candidate in (f"ALE/{stem}-v5", *sorted((i for i in gym.registry if i.startswith(f"{stem}-v")), reverse=True)):
+        if candidate in gym.registry:
+            return f"unknown environment '{env_id}'. Did you mean '{candidate}'?"
+    return f"unknown environment '{env_id}'.{closest(env_id, gym.registry)}"
+
+
+def with_step_cap(settings: EnvSettings, cap: int, own_limit: int | None) -> tuple[EnvSettings, int | None]:
+    """Settings under which no episode outlasts `cap` environment steps, and the limit that had to be imposed, if any.
+
+    Some ids (CliffWalking, Blackjack) have no time limit of their own: a bad greedy policy would play for ever.
+    """
+    if own_limit is not None and own_limit <= cap:
+        return settings, None
+    if isinstance(settings, AtariSettings):
+        return replace(settings, max_frames_per_episode=cap * settings.frame_skip), cap
+    return replace(settings, max_episode_steps=cap), cap

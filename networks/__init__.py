@@ -1,0 +1,1 @@
+"""Torch modules: backbones and heads. They know shapes, not reinforcement learning."""

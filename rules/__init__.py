@@ -1,0 +1,1 @@
+"""Pure functions of tensors: Bellman targets, returns, losses, exploration and schedules."""

@@ -1,0 +1,1 @@
+"""Training: configuration, loop, evaluation, checkpoints, logging. Knows agents and environments by contract only."""
