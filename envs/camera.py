@@ -1,4 +1,4 @@
-"""Video frames without a display: a second environment that follows the played one, seed for seed, action for action."""
+"""Video frames without a display: a second environment follows the played one, seed for seed, action for action."""
 
 from __future__ import annotations
 
