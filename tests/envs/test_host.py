@@ -242,6 +242,26 @@ def test_a_lost_life_is_terminal_but_no_end_of_the_episode(mode: AutoresetMode) 
     env.close()
 
 
+@each_mode
+def test_lives_at_a_time_limit_and_at_a_new_game_are_no_loss(mode: AutoresetMode) -> None:
+    """The third life goes in the very step of the limit; then a game that gives lives away."""
+    env = host(lambda: Lives(limit=4), mode=mode, life_loss_is_terminal=True)
+    rows, transitions, _ = play(env, [[1]] * 9)
+    assert [(row[4], row[5]) for row in rows[:4]] == [(False, False), (True, False), (False, False), (False, True)]
+    assert not any(t.terminal.any() for t in transitions if not t.valid.all())
+    env.close()
+    env = host(lambda: Gifts(limit=3), mode=mode, life_loss_is_terminal=True)
+    assert not any(t.terminal.any() for t in play(env, [[1]] * 12)[1])
+    env.close()
+
+
+class Gifts(Counter):
+    """One more life with every step."""
+
+    def info(self) -> dict[str, Any]:
+        return {"lives": 3 + self.t}
+
+
 class Reuser(Counter):
     """Returns one and the same array for ever."""
 
