@@ -158,7 +158,11 @@ def some_transition(num_envs: int, generator: torch.Generator) -> Transition:
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_updates_and_target_syncs_follow_environment_steps(num_envs: int, batch_size: int) -> None:
     settings = replace(
-        FAST, batch_size=batch_size, samples_per_env_step=4, learning_starts_env_steps=100, target_sync_every_env_steps=60
+        FAST,
+        batch_size=batch_size,
+        samples_per_env_step=4,
+        learning_starts_env_steps=100,
+        target_sync_every_env_steps=60,
     )
     agent = make_agent(settings, Task(vector_spec(num_envs), 1_000, torch.device("cpu"), Streams(0)))
     generator = torch.Generator().manual_seed(0)
