@@ -56,7 +56,7 @@ def hydra_main(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     def refuse(message: str) -> None:
-        raise ConfigError(f"{message}; python train.py --help lists what there is")
+        raise ConfigError(f"{message}; flags come before key=value, and python train.py --help lists them")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[assignment, method-assign]

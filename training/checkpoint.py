@@ -44,6 +44,10 @@ FORMAT = 1
 SEGMENT_BYTES = 8 * 2**20
 MAX_JSON_BYTES = 64 * 2**20
 _NAME = re.compile(r"(step|best)_(\d{9,18})", re.ASCII)
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biufc]\d{1,2})', 'fortran_order': False, 'shape': \(([\d, ]+)\), \} *\n",
+    re.DOTALL,
+)
 _SEGMENT = re.compile(r"[0-9a-f]{64}\.npy")
 
 
@@ -389,11 +393,12 @@ def _read_segments(folder: Path, names: list[str], owner: Path) -> Tensor:
 
 
 def _parse_npy(content: bytes) -> np.ndarray:
-    """A view of the bytes. Raises ValueError unless they are exactly one array of plain numbers."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an npy file of another version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.kind not in "biufc" or fortran_order:
-        raise ValueError(f"an npy file of {dtype}, which is not plain numbers")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
+    """A view of the bytes. Raises ValueError unless they are one array of plain numbers, as we write it.
+
+    NumPy's own reader parses headers with Python's tokenizer, and knows types that are pickled.
+    """
+    header = _NPY_HEADER.match(content)
+    if header is None:
+        raise ValueError("a segment is no npy file of plain numbers")
+    shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
+    return np.frombuffer(content, np.dtype(header[1].decode()), offset=header.end()).reshape(shape)

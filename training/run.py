@@ -84,9 +84,7 @@ class Run:
             with (self.path / "command.txt").open("a") as file:
                 file.write(shlex.join(["python", *sys.argv]) + "\n")
             if config != self.config():
-                staging = self.path / ".config.yaml.tmp"
-                staging.write_text(yaml.safe_dump(config, sort_keys=False))
-                staging.replace(self.path / "config.yaml")
+                _write_config(self.path, config)
         except OSError as error:
             raise StorageError(f"cannot write into {self.path}: {error.strerror}") from None
 
@@ -152,12 +150,19 @@ def create_run(parent: str, config: dict[str, Any], agent_name: str) -> Run:
                 n += 1
                 path = folder / f"{stem}-{n}"
         (path / "checkpoints").mkdir()
-        (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (path / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n")
         (path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+        _write_config(path, config)  # last: a folder that has it is a run
     except OSError as error:
         raise StorageError(f"cannot create a run folder in {folder}: {error.strerror}; set run_dir=<folder>") from None
     return Run(path)
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Replaces config.yaml in one step, so that a kill leaves the old one or the new one."""
+    staging = folder / ".config.yaml.tmp"
+    staging.write_text(yaml.safe_dump(config, sort_keys=False))
+    staging.replace(folder / "config.yaml")
 
 
 def versions() -> dict[str, str]:
@@ -192,10 +197,12 @@ def find_run(which: str, parent: str = "runs") -> Run:
             raise CheckpointError(f"there is no run in '{parent}' yet; train one with python train.py")
         return Run(max(found)[2].absolute())
     path = Path(which)
-    if "\0" in which or not (path / "config.yaml").is_file():
-        if "\0" in which or not path.name:
-            raise CheckpointError(f"there is no run at '{which}'; give a run folder, or latest")
-        siblings = [str(p.parent) for p in path.parent.glob("*/config.yaml")]
+    try:
+        found_here = (path / "config.yaml").is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a NUL
+        found_here, path = False, Path()
+    if not found_here:
+        siblings = [str(p.parent) for p in path.parent.glob("*/config.yaml")] if path.name else []
         hint = closest(which, siblings) if siblings else ""
         raise CheckpointError(f"there is no run at '{which}' (no config.yaml).{hint}")
     return Run(path.absolute())
