@@ -252,7 +252,7 @@ class DQN:
         grad_norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), self._settings.max_grad_norm)
         if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
             raise NonFiniteError(
-                f"update {self._updates + 1} has loss {float(loss):.3g} and gradient norm {float(grad_norm):.3g}; "
+                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm {float(grad_norm):.3g}; "
                 "try a smaller agent.learning_rate"
             )
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
