@@ -19,11 +19,18 @@ import sys
 import time
 from typing import Any
 
-OURS = ["agent=dqn", "agent.learning_starts_env_steps=1024", "agent.replay_capacity=20000"]
+OURS = [
+    "agent=dqn",
+    "agent.n_step=1",
+    "agent.center_pixels=false",
+    "agent.learning_starts_env_steps=1024",
+    "agent.replay_capacity=20000",
+]
 SB3_DQN = ["agent=sb3_dqn", "agent.kwargs.learning_starts=1024", "agent.kwargs.buffer_size=20000"]
 CONTENDERS: dict[str, list[str]] = {
     "dqn": OURS,
     "dqn, batch 32": [*OURS, "agent.batch_size=32"],
+    "dqn, batch 256": [*OURS, "agent.batch_size=256"],
     "sb3_dqn": SB3_DQN,
     "sb3_ppo": ["agent=sb3_ppo"],
     "sb3_a2c": ["agent=sb3_a2c"],
@@ -96,7 +103,8 @@ def main() -> None:
             print(f"round {k + 1}  {name:14s} {speeds[name][-1]:8.1f} environment steps/s", flush=True)
     ratios = {
         name: [ours / theirs for ours, theirs in zip(speeds[name], speeds["sb3_dqn"], strict=True)]
-        for name in ("dqn", "dqn, batch 32")
+        for name in CONTENDERS
+        if name.startswith("dqn")
     }
     print("\nenvironment steps/s, median of the rounds (learning included)")
     for name, values in speeds.items():
