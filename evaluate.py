@@ -85,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     if set(arguments) & {"-h", "--help"}:
         say(usage())
         return 0
+    arguments = env_settings.import_modules(arguments)
     for argument in arguments:
         if "=" not in argument or argument.startswith("="):
             raise ConfigError(f"cannot read '{argument}': write key=value, e.g. run=latest episodes=20")

@@ -3,6 +3,7 @@
     python train.py agent=dqn env=ALE/Pong-v5
     python train.py resume=latest
     python train.py --multirun seed=0,1,2
+    python train.py import=my_package env=MyEnv-v0       # an environment of yours, registered with Gymnasium
 
 Every key is explained in configs/config.yaml, configs/agent/ and configs/env/. Exit codes are listed in faults.py.
 """
@@ -41,6 +42,7 @@ MAY_CHANGE_ON_RESUME = ("total_env_steps", "eval", "checkpoint", "log")
 
 def main(arguments: list[str]) -> int:
     env_settings.register_environments()
+    arguments = env_settings.import_modules(arguments)
     if any(a.startswith("-") for a in arguments):  # --multirun, --cfg job, --help...: Hydra's own command line
         return hydra_main(arguments)
     return train_run(compose_config(arguments, env_settings), arguments)
@@ -63,6 +65,7 @@ def hydra_main(arguments: list[str]) -> int:
     flags = parser.parse_args(arguments)
     check_overrides(flags.overrides, env_settings, sweep=True)
     register_env_groups(env_settings)
+    sys.argv[1:] = arguments  # Hydra reads the command line itself
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here instead of being printed
 
     @hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")

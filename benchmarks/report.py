@@ -103,7 +103,7 @@ def speed() -> str:
     names = {
         "dqn": "`agent=dqn`",
         "dqn, batch 32": "`agent=dqn agent.batch_size=32`",
-        "dqn, batch 256": "`agent=dqn agent.batch_size=256`",
+        "dqn, bfloat16": "`agent=dqn agent.bfloat16=true`",
         "sb3_dqn": "Stable-Baselines3 DQN",
         "sb3_ppo": "Stable-Baselines3 PPO",
         "sb3_a2c": "Stable-Baselines3 A2C",

@@ -30,7 +30,7 @@ SB3_DQN = ["agent=sb3_dqn", "agent.kwargs.learning_starts=1024", "agent.kwargs.b
 CONTENDERS: dict[str, list[str]] = {
     "dqn": OURS,
     "dqn, batch 32": [*OURS, "agent.batch_size=32"],
-    "dqn, batch 256": [*OURS, "agent.batch_size=256"],
+    "dqn, bfloat16": [*OURS, "agent.bfloat16=true"],
     "sb3_dqn": SB3_DQN,
     "sb3_ppo": ["agent=sb3_ppo"],
     "sb3_a2c": ["agent=sb3_a2c"],

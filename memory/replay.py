@@ -121,15 +121,19 @@ class FrameStore:
             self._last_frame[first + i] = newest[i].clone()
 
     def obs(self, rows: Tensor, envs: Tensor) -> Tensor:
-        return self._frames[self._slots(rows, envs, self._stack)]
+        return self._gather(self._slots(rows, envs, self._stack))
 
     def next_obs(self, rows: Tensor, envs: Tensor) -> Tensor:
         newest = ((rows + 1) % self._rows) * self._num_envs + envs
-        stack = self._frames[torch.cat([self._slots(rows, envs, self._stack - 1), newest[:, None]], dim=1)]
+        stack = self._gather(torch.cat([self._slots(rows, envs, self._stack - 1), newest[:, None]], dim=1))
         for b, slot in enumerate((rows * self._num_envs + envs).tolist()):
             if slot in self._last_frame:
                 stack[b, -1] = self._last_frame[slot]
         return stack
+
+    def _gather(self, slots: Tensor) -> Tensor:
+        """Frames by slot: (B, k) -> (B, k, H, W). One flat `index_select` copies whole frames."""
+        return self._frames.index_select(0, slots.flatten()).view(*slots.shape, *self._frame_shape)
 
     def _slots(self, rows: Tensor, envs: Tensor, count: int) -> Tensor:
         """Indices of the `count` frames up to and with the frame of each row: (B, count), oldest first."""

@@ -28,7 +28,11 @@ class Backbone(nn.Module):
 
 
 def make_backbone(
-    name: str, space: gym.Space[Any], hidden_sizes: Sequence[int], center_pixels: bool = False
+    name: str,
+    space: gym.Space[Any],
+    hidden_sizes: Sequence[int],
+    center_pixels: bool = False,
+    bfloat16: bool = False,
 ) -> Backbone:
     """Builds a backbone for the observations of `space`.
 
@@ -37,6 +41,7 @@ def make_backbone(
         space: Box, Discrete or MultiDiscrete, as in `contract.EnvSpec.observation_space`.
         hidden_sizes: layer widths of an `mlp`; the last is the feature size. CNNs have their papers' sizes.
         center_pixels: whether a CNN subtracts a mean image, which is to be given to `CNN.center`.
+        bfloat16: whether a CNN computes in bfloat16; its weights and features stay float32.
 
     Raises:
         ConfigError: if the backbone cannot read the space.
@@ -52,7 +57,7 @@ def make_backbone(
         raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
     assert space.shape is not None
     convolutions, out_dim = CNNS[name]
-    return CNN(space.shape, convolutions, out_dim, center_pixels)
+    return CNN(space.shape, convolutions, out_dim, center_pixels, bfloat16)
 
 
 def make_input(space: gym.Space[Any]) -> Backbone:
@@ -127,6 +132,7 @@ class CNN(Backbone):
         convolutions: Sequence[tuple[int, int, int]],
         out_dim: int,
         center_pixels: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         """Builds the layers.
 
@@ -135,19 +141,23 @@ class CNN(Backbone):
             convolutions: (filters, kernel size, stride) of each.
             out_dim: width of the fully connected layer.
             center_pixels: see the class.
+            bfloat16: compute in bfloat16. About 1.6 times as fast on processors that have its instructions (AVX512-BF16,
+                AMX, recent GPUs), many times slower on those that lack them.
         """
         super().__init__()
         planes, *size = image_shape
         layers = []
         for filters, kernel, stride in convolutions:
             if min(size) < kernel:
-                raise ConfigError(f"an image of {image_shape[1]}x{image_shape[2]} pixels is too small for this backbone")
+                raise ConfigError(
+                    f"an image of {image_shape[1]}x{image_shape[2]} pixels is too small for this backbone"
+                )
             layers.append(nn.Conv2d(planes, filters, kernel, stride))
             size, planes = [(s - kernel) // stride + 1 for s in size], filters
         self.first, self.rest = layers[0], nn.ModuleList(layers[1:])
         self.linear = nn.Linear(planes * size[0] * size[1], out_dim)
         self.out_dim = out_dim
-        self.center_pixels = center_pixels
+        self.center_pixels, self.bfloat16 = center_pixels, bfloat16
         if center_pixels:
             self.register_buffer("pixel_mean", torch.zeros(image_shape))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,14 +170,17 @@ class CNN(Backbone):
         # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as
         # scaling and subtracting on millions of pixels.
         kernel = self.first.weight * (1 / 64 if self.center_pixels else 1 / 255)
-        x = image.to(torch.float32, memory_format=torch.channels_last)
-        x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
-        if self.center_pixels:
-            x = x - F.conv2d(self.pixel_mean[None], kernel, None, self.first.stride)
-        x = F.relu_(x)
-        for layer in self.rest:
-            x = F.relu_(layer(x))
-        return F.relu_(self.linear(x.flatten(1)))
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
+            x = image.to(torch.float32, memory_format=torch.channels_last)
+            x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
+            if self.center_pixels:
+                x = x - F.conv2d(self.pixel_mean[None], kernel, None, self.first.stride)
+            x = F.relu_(x)
+            for layer in self.rest:
+                x = F.relu_(layer(x))
+            # Flattened as it lies in memory, channels last: no copy.
+            features: Tensor = F.relu_(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+        return features.float()
 
 
 CNNS: dict[str, tuple[Sequence[tuple[int, int, int]], int]] = {

@@ -44,7 +44,9 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "value of the observation": lambda: Probe(sign, lambda t, o, a, r: (o, o, True, False)),
     "discount": lambda: Probe(lambda r: 0, lambda t, o, a, r: (1, float(t == 1), t == 1, False)),
     "best of two actions": lambda: Probe(lambda r: 0, lambda t, o, a, r: (0, 1 if a == 0 else -1, True, False), 2),
-    "action for the observation": lambda: Probe(sign, lambda t, o, a, r: (o, 1 if (a == 1) == (o > 0) else -1, True, False), 2),
+    "action for the observation": lambda: Probe(
+        sign, lambda t, o, a, r: (o, 1 if (a == 1) == (o > 0) else -1, True, False), 2
+    ),
     "time limit": lambda: Probe(lambda r: 0, lambda t, o, a, r: (0, 1, False, t == 7)),
 }
 

@@ -68,8 +68,22 @@ def test_the_folded_forward_equals_the_plain_one(center: bool) -> None:
     plain = net.double()
     x = F.relu(F.conv2d(x, plain.first.weight, plain.first.bias, stride=4))
     x = F.relu(F.conv2d(x, plain.rest[0].weight, plain.rest[0].bias, stride=2))
-    expected = F.relu(F.linear(x.flatten(1), plain.linear.weight, plain.linear.bias))
+    expected = F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1), plain.linear.weight, plain.linear.bias))
     torch.testing.assert_close(net.float()(image), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_is_close_and_keeps_float32_outside() -> None:
+    torch.manual_seed(0)
+    exact = make_backbone("nips_cnn", PIXELS, [])
+    fast = make_backbone("nips_cnn", PIXELS, [], bfloat16=True)
+    fast.load_state_dict(exact.state_dict())
+    image = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    features = fast(image)
+    assert features.dtype == torch.float32
+    assert not torch.equal(features, exact(image))
+    torch.testing.assert_close(features, exact(image), atol=0.01, rtol=0.05)
+    features.sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in fast.parameters())  # type: ignore[union-attr]
 
 
 def test_memory_layout_does_not_change_the_features() -> None:
