@@ -11,6 +11,7 @@ from contract import EnvSpec, Streams
 from envs.atari import make_atari
 from envs.host import HostVecEnv, agent_view
 from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings, family, known_spec
+from envs.tables import tabular_model
 from faults import EnvError
 
 
@@ -81,7 +82,7 @@ def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vec
         family=family(settings.id),
         max_episode_steps=max_episode_steps,
         protocol={"env_id": settings.id, "max_episode_steps": max_episode_steps, "reward": "raw", **settings.kwargs},
-        model=getattr(inner.unwrapped, "P", None) if inner is not None else None,
+        model=tabular_model(inner, max_episode_steps) if inner is not None else None,
     )
     return vector_env, spec
 
