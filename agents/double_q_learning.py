@@ -66,7 +66,7 @@ class DoubleQLearning:
         return TablePolicy(self.first.index, self.action_values, self.behaviour, mode, generator)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.first.rows(transition)
+        self._steps = self.first.rows(transition, acted)
         self.second.env_steps = self.first.env_steps
 
     def update(self) -> Metrics:

@@ -50,7 +50,7 @@ class QLearning:
         return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition)
+        self._steps = self.table.rows(transition, acted)
 
     def update(self) -> Metrics:
         for step in self._steps:

@@ -12,8 +12,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
+from torch import Tensor
+
+from contract import EnvSpec, Episode, State, Step, Transition
 
 Outcome = tuple[float, int, float, bool]
 """(probability, next state, reward, terminated), as in Gymnasium's `P[s][a]`."""
@@ -107,3 +111,84 @@ def tabular_model(env: gym.Env[Any, Any], max_episode_steps: int | None) -> Tabu
     if shape is None and hasattr(inner, "nrow"):
         shape = (inner.nrow, inner.ncol)
     return TabularModel.from_outcomes(table, start, max_episode_steps, None if shape is None else (shape[0], shape[1]))
+
+
+class TableVecEnv:
+    """N copies of a tabular model as a `contract.VecEnv`, stepped together in NumPy: no Gymnasium, no rendering."""
+
+    def __init__(self, model: TabularModel, num_envs: int, generator: np.random.Generator, env_id: str = "table") -> None:
+        """Steps.
+
+        Args:
+            model: the dynamics.
+            num_envs: N.
+            generator: draws starts and outcomes; advanced by 2 N numbers per step.
+            env_id: a name.
+        """
+        self.model = model
+        self.spec = EnvSpec(
+            env_id,
+            Discrete(model.num_states),
+            Discrete(model.num_actions),
+            num_envs,
+            max_episode_steps=model.max_episode_steps,
+            model=model,
+        )
+        self._generator = generator
+        self._start = np.cumsum(model.start)
+        self._state = np.zeros(num_envs, np.int64)
+        self._length = np.zeros(num_envs, np.int64)
+        self._return = np.zeros(num_envs)
+
+    def reset(self) -> Tensor:
+        self._state = self._starts(self.spec.num_envs)
+        self._length[:], self._return[:] = 0, 0
+        return torch.from_numpy(self._state)
+
+    def step(self, action: Tensor) -> Step:
+        m, state, act = self.model, self._state, action.numpy()
+        uniform = self._generator.random(len(state))
+        outcome = (m.cumulative[state, act] > uniform[:, None]).argmax(axis=1)
+        next_state = m.next_state[state, act, outcome].astype(np.int64)
+        reward, terminal = m.reward[state, act, outcome], m.terminal[state, act, outcome]
+        self._length += 1
+        self._return += reward
+        limit = m.max_episode_steps
+        episode_end = terminal if limit is None else terminal | (self._length >= limit)
+        episodes = [
+            Episode(int(i), float(self._return[i]), int(self._length[i])) for i in np.flatnonzero(episode_end)
+        ]
+        transition = Transition(
+            obs=torch.from_numpy(state),
+            action=action,
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            next_obs=torch.from_numpy(next_state),
+            terminal=torch.from_numpy(terminal),
+            episode_end=torch.from_numpy(episode_end),
+            valid=torch.ones(len(state), dtype=torch.bool),
+        )
+        self._state = np.where(episode_end, self._starts(len(state)), next_state)
+        self._length[episode_end], self._return[episode_end] = 0, 0
+        return Step(transition, torch.from_numpy(self._state), episodes)
+
+    def close(self) -> None:
+        pass
+
+    def state_dict(self) -> State:
+        return {
+            "state": self._state.copy(),
+            "length": self._length.copy(),
+            "return": self._return.copy(),
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: State) -> Tensor:
+        self._state, self._length, self._return = (
+            np.array(state[name]) for name in ("state", "length", "return")
+        )
+        self._generator.bit_generator.state = state["generator"]
+        return torch.from_numpy(self._state)
+
+    def _starts(self, count: int) -> NDArray[np.int64]:
+        drawn = np.searchsorted(self._start, self._generator.random(count) * self._start[-1], side="right")
+        return drawn.astype(np.int64)

@@ -90,6 +90,8 @@ class Step(NamedTuple):
     next_state: int
     terminal: bool
     episode_end: bool
+    probability: float = 1.0
+    """Of the action, when it was taken."""
 
 
 class StateIndex:
@@ -147,8 +149,7 @@ class Table:
             )
         self._settings = settings
         self._total_env_steps = task.total_env_steps
-        self._model = task.spec.model
-        self._optimal_value: Floats | None = None
+        self._yardstick = Yardstick(task.spec.model, settings.gamma)
         shape = (self.index.num_states, self.num_actions)
         self.q: Floats = np.full(shape, float(settings.initial_q))
         self.visits = np.zeros(shape, np.int64)
@@ -156,10 +157,11 @@ class Table:
         self._updates = 0
         self._new_errors: list[float] = []
 
-    def rows(self, transition: Transition) -> list[Step]:
+    def rows(self, transition: Transition, acted: Acted) -> list[Step]:
         """The valid rows of a transition as plain numbers; counts them as environment steps."""
         state, next_state = self.index(transition.obs), self.index(transition.next_obs)
-        columns = (state, transition.action, transition.reward, next_state, transition.terminal, transition.episode_end)
+        flags = (transition.terminal, transition.episode_end, acted.extras["probability"])
+        columns = (state, transition.action, transition.reward, next_state, *flags)
         rows = zip(range(len(state)), *(column.tolist() for column in columns), strict=True)
         steps = [Step(*row) for row, valid in zip(rows, transition.valid.tolist(), strict=True) if valid]
         self.env_steps += len(steps)
@@ -203,29 +205,15 @@ class Table:
         return {"train/td_error": error, "train/n_updates": float(self._updates)}
 
     def inspect(self, q: Floats | None = None, policy: Floats | None = None) -> Inspection:
-        """The table, and how far it is from the optimum if the model is known.
-
-            eval/value_error     max over the states that can be reached of |max_a Q(s, a) - V*(s)|
-            eval/policy_regret   what the policy, evaluated exactly, loses against V* from where episodes begin
-
-        Both are discounted by agent.gamma and know no time limit.
+        """The table, and how far it is from the optimum.
 
         Args:
             q: (S, A), by default the table's own.
-            policy: (S, A) probabilities, by default greedy, ties shared.
+            policy: (S, A) probabilities, by default greedy in q, ties shared.
         """
         q = self.q if q is None else q
         policy = epsilon_greedy(q, 0.0) if policy is None else policy
-        metrics: Metrics = {}
-        model = self._model
-        if model is not None and model.num_states <= MAX_SOLVED_STATES:
-            if self._optimal_value is None:
-                self._optimal_value = value_iteration(model, self._settings.gamma)[0].max(axis=1)
-            error = np.abs(q.max(axis=1) - self._optimal_value)[reachable(model, model.start)]
-            starts = model.start > 0
-            loss = (self._optimal_value - evaluate_policy(model, policy, self._settings.gamma))[starts]
-            metrics = {"eval/value_error": float(error.max()), "eval/policy_regret": float(model.start[starts] @ loss)}
-        return Inspection(metrics, q.copy(), policy, self.visits.copy())
+        return Inspection(self._yardstick.metrics(q, policy), q.copy(), policy, self.visits.copy())
 
     def policy_state_dict(self) -> State:
         return {"q": self.q.copy()}
@@ -245,6 +233,45 @@ class Table:
         restore(self.visits, state["visits"])
         self.env_steps, self._updates = state["env_steps"], state["updates"]
         self._new_errors = list(state["new_errors"])
+
+
+class Yardstick:
+    """Measures tables and policies against the exact optimum, where the model is known."""
+
+    def __init__(self, model: Any, gamma: float) -> None:
+        """Measures.
+
+        Args:
+            model: an `envs.tables.TabularModel`, or None.
+            gamma: discount per step. Neither figure knows a time limit.
+        """
+        self._model = model if isinstance(getattr(model, "num_states", None), int) else None
+        self._gamma = gamma
+        self._optimal_value: Floats | None = None
+
+    def metrics(self, q: Floats, policy: Floats) -> Metrics:
+        """{} if the model is unknown, or too large to be solved beside the training.
+
+            eval/value_error     max over the states that can be reached of |max_a Q(s, a) - V*(s)|
+            eval/policy_regret   what the policy, evaluated exactly, loses against V* from where episodes begin
+
+        Args:
+            q: (S, A).
+            policy: (S, A) probabilities.
+        """
+        model = self._model
+        if model is None or model.num_states > MAX_SOLVED_STATES:
+            return {}
+        if self._optimal_value is None:
+            try:
+                self._optimal_value = value_iteration(model, self._gamma)[0].max(axis=1)
+            except ValueError:  # no finite optimum at this gamma
+                self._model = None
+                return {}
+        error = np.abs(q.max(axis=1) - self._optimal_value)[reachable(model, model.start)]
+        starts = model.start > 0
+        loss = (self._optimal_value - evaluate_policy(model, policy, self._gamma))[starts]
+        return {"eval/value_error": float(error.max()), "eval/policy_regret": float(model.start[starts] @ loss)}
 
 
 class EpsilonGreedy:
@@ -319,6 +346,60 @@ class TablePolicy:
 
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
+
+
+class PlannedTable:
+    """An agent whose table was solved, not learned: it acts, and has nothing to learn."""
+
+    memory_bytes = 0
+
+    def __init__(self, index: StateIndex, q: Floats, own: Distribution, yardstick: Yardstick, planned: Metrics) -> None:
+        """Acts.
+
+        Args:
+            index: numbers the observations.
+            q: (S, A) action values.
+            own: (N,) states -> (N, A) probabilities of the policy that the plan is for.
+            yardstick: says how good it is.
+            planned: what planning took; the metrics of every update.
+        """
+        self._index, self._q, self._own, self._yardstick, self._planned = index, q, own, yardstick, planned
+
+    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
+        return TablePolicy(self._index, lambda states: self._q[states], self._own, mode, generator)
+
+    def observe(self, transition: Transition, acted: Acted) -> None:
+        pass
+
+    def update(self) -> Metrics:
+        return dict(self._planned)
+
+    def inspect(self) -> Inspection:
+        policy = self._own(np.arange(len(self._q)))
+        return Inspection(self._yardstick.metrics(self._q, policy), self._q, policy, np.zeros(self._q.shape, np.int64))
+
+    def policy_state_dict(self) -> State:
+        return {"q": self._q.copy()}
+
+    def load_policy_state_dict(self, state: State) -> None:
+        restore(self._q, state["q"])
+
+    def state_dict(self) -> State:
+        return {"policy": self.policy_state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.load_policy_state_dict(state["policy"])
+
+
+def known_model(task: Task, algorithm: str) -> Any:
+    """The model of the task's environment.
+
+    Raises:
+        ConfigError: if the environment does not tell its dynamics.
+    """
+    if not isinstance(getattr(task.spec.model, "num_states", None), int):
+        raise ConfigError(f"agent={algorithm} plans with a known model P[s][a]; {task.spec.env_id} has none")
+    return task.spec.model
 
 
 class Successors:

@@ -62,7 +62,7 @@ def value_iteration(
     gamma: float,
     backup: Backup = greedy_value,
     tolerance: float = 1e-12,
-    max_sweeps: int = 1_000_000,
+    max_sweeps: int = 100_000,
 ) -> tuple[Floats, int]:
     """The fixed point of a backup, by repeating it.
 

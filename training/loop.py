@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from contract import Advance, Agent, BringsAdvance, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
+from contract import Advance, Agent, BringsAdvance, Inspectable, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
 from faults import CheckpointError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
 from training.logging import LiveLine, Speed, Tally, Writer
+from training.pictures import table_picture
 from training.run import Run, versions
 
 VECTOR_STEPS_PER_ADVANCE = 16
@@ -185,6 +186,10 @@ def evaluate_now(
     figures = summarise(episodes)
     names = {"mean_reward": "eval/mean_reward", "mean_ep_length": "eval/mean_ep_length", "success_rate": "eval/success_rate"}
     row = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
+    if isinstance(agent, Inspectable):
+        inspection = agent.inspect()
+        row |= inspection.metrics
+        writer.picture(env_steps, "eval/table", lambda: table_picture(inspection, env.spec.model))
     writer.write(env_steps, row)  # type: ignore[arg-type]
     return float(figures["mean_reward"])  # type: ignore[arg-type]
 
