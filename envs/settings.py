@@ -92,21 +92,27 @@ EnvSettings = GymnasiumSettings | AtariSettings
 
 
 def register_environments() -> None:
-    """Makes the ids of ALE known to Gymnasium."""
+    """Makes the ids of ALE and of our own environments known to Gymnasium."""
     import ale_py
 
+    from envs import textbook
+
     gym.register_envs(ale_py)
+    textbook.register()
 
 
 def family(env_id: str) -> str:
     """The group of environments whose defaults apply to this id, by where its code lives.
 
-    `ALE/*` is `atari`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is `gymnasium`.
+    `ALE/*` is `atari`, `Textbook/*` is `textbook`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is
+    `gymnasium`.
     """
     spec = gym.registry.get(env_id)
     module = spec.entry_point.split(":")[0] if spec and isinstance(spec.entry_point, str) else ""
     if module.startswith("ale_py."):
         return "atari"
+    if module.startswith("envs.textbook."):
+        return "textbook"
     parts = module.split(".")
     return parts[2] if parts[:2] == ["gymnasium", "envs"] and len(parts) > 3 else "gymnasium"
 
