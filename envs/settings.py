@@ -30,10 +30,22 @@ class GymnasiumSettings:
     """sync: in this process; async: one process per environment, for slow environments."""
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
+    discretize: str | None = None
+    """bins: cut numbers into bins (envs/discretize.py), so that tables can learn; null: leave them as they are."""
+    bins: list[int] = field(default_factory=lambda: [8])
+    """Bins of each number, or one entry for all."""
+    low: list[float] | None = None
+    """Where the bins begin, for each number; null: the environment's own bounds."""
+    high: list[float] | None = None
+    """Where the bins end."""
     timeout_s: float = 60.0
     """The run ends with one line if a step takes longer than this many seconds."""
 
     def __post_init__(self) -> None:
+        if self.discretize is not None:
+            check_choice("env.discretize", self.discretize, ("bins",))
+        for count in self.bins:
+            check_range("env.bins", count, 1, 1_000_000)
         check_choice("env.vectorization", self.vectorization, ("sync", "async"))
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
