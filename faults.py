@@ -1,18 +1,18 @@
 """Failures that a user can cause or cure: each is one line on standard error and one documented exit code.
 
-    ==== =============================================================
-    code meaning
-    ==== =============================================================
-    0    success
-    2    bad configuration or usage
-    3    environment or ROM
-    4    checkpoint unusable
-    5    storage: full, read-only, permission, directory gone
-    6    non-finite numbers
-    7    out of memory
-    130  interrupted (SIGINT), checkpoint saved
-    143  terminated (SIGTERM, SIGHUP), checkpoint saved
-    ==== =============================================================
+==== =============================================================
+code meaning
+==== =============================================================
+0    success
+2    bad configuration or usage
+3    environment or ROM
+4    checkpoint unusable
+5    storage: full, read-only, permission, directory gone
+6    non-finite numbers
+7    out of memory
+130  interrupted (SIGINT), checkpoint saved
+143  terminated (SIGTERM, SIGHUP), checkpoint saved
+==== =============================================================
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def train_run(plain: dict[str, Any]) -> int:
         task = Task(env.spec, config.total_env_steps, device, streams)
         agent = algorithm.make_agent(agent_config, task)
         check_memory(agent.memory_bytes, "the replay")
-        name = str(plain.get("agent_name") or agent_config.algorithm)
+        name = str(getattr(agent_config, "name", agent_config.algorithm))
         if run is None:
             resolved = plain | {"resume": None, "torch_threads": torch.get_num_threads(), "device": str(device)}
             run = create_run(config.run_dir, resolved, name)

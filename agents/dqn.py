@@ -111,9 +111,7 @@ def make_agent(settings: Settings, task: Task) -> DQN:
         torch.manual_seed(task.streams.seed("network"))
         backbone = make_backbone(settings.backbone, task.spec.observation_space, settings.hidden_sizes)
         head = (DuelingQHead if settings.dueling else QHead)(int(backbone.out_dim), int(space.n))
-    replay = Replay(
-        settings.replay_capacity, task.spec, settings.gamma, settings.n_step, task.streams.numpy("replay")
-    )
+    replay = Replay(settings.replay_capacity, task.spec, settings.gamma, settings.n_step, task.streams.numpy("replay"))
     return DQN(settings, nn.Sequential(backbone, head).to(task.device), replay, task)
 
 

@@ -6,11 +6,14 @@ each argument is passed here, and each is part of the protocol that is printed w
 
 from __future__ import annotations
 
+import csv
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from contract import EnvSpec
@@ -24,7 +27,9 @@ def resolve(settings: AtariSettings) -> AtariSettings:
     if registered.get("obs_type", "rgb") != "rgb":
         raise ConfigError(f"{settings.id} has RAM observations; use 'ALE/<Game>-v5', whose observations are images")
     if not isinstance(registered.get("frameskip", 4), int):
-        raise ConfigError(f"{settings.id} skips a random number of frames; use 'ALE/<Game>-v5' or '<Game>NoFrameskip-v4'")
+        raise ConfigError(
+            f"{settings.id} skips a random number of frames; use 'ALE/<Game>-v5' or '<Game>NoFrameskip-v4'"
+        )
     sticky, full = settings.repeat_action_probability, settings.full_action_space
     return replace(
         settings,
@@ -57,24 +62,41 @@ def make_atari(settings: AtariSettings, num_envs: int) -> tuple[VectorEnv[Any, A
     Raises:
         EnvError: if the game's ROM cannot be used.
     """
+    settings = resolve(settings)
+    env = _vector_env(settings, num_envs, size=(settings.image_size,) * 2, grayscale=True, stack=settings.frame_stack)
+    spec = EnvSpec(
+        env_id=settings.id,
+        observation_space=env.single_observation_space,
+        action_space=env.single_action_space,
+        num_envs=num_envs,
+        family="atari",
+        frames_per_env_step=settings.frame_skip,
+        frame_stack=settings.frame_stack,
+        max_episode_steps=settings.max_frames_per_episode // settings.frame_skip,
+        protocol=protocol(settings),
+    )
+    return env, spec
+
+
+def _vector_env(
+    settings: AtariSettings, num_envs: int, *, size: tuple[int, int], grayscale: bool, stack: int
+) -> VectorEnv[Any, Any, Any]:
     os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # OpenCV would start a second pool of threads
     from ale_py.vector_env import AtariVectorEnv
 
-    settings = resolve(settings)
-    game = gym.registry[settings.id].kwargs["game"]
     try:
         env = AtariVectorEnv(
-            game,
+            gym.registry[settings.id].kwargs["game"],
             num_envs,
             num_threads=min(num_envs, settings.emulator_threads),
             max_num_frames_per_episode=settings.max_frames_per_episode,
             repeat_action_probability=settings.repeat_action_probability or 0.0,
             full_action_space=bool(settings.full_action_space),
             autoreset_mode=AutoresetMode.NEXT_STEP,
-            img_height=settings.image_size,
-            img_width=settings.image_size,
-            grayscale=True,
-            stack_num=settings.frame_stack,
+            img_height=size[0],
+            img_width=size[1],
+            grayscale=grayscale,
+            stack_num=stack,
             frameskip=settings.frame_skip,
             maxpool=settings.max_pool,
             noop_max=settings.noop_max,
@@ -91,15 +113,45 @@ def make_atari(settings: AtariSettings, num_envs: int) -> tuple[VectorEnv[Any, A
         ) from error
     # The class writes its mode into the metadata that all of Gymnasium's vector environments share.
     env.metadata = {**env.metadata, "autoreset_mode": env.autoreset_mode}
-    spec = EnvSpec(
-        env_id=settings.id,
-        observation_space=env.single_observation_space,
-        action_space=env.single_action_space,
-        num_envs=num_envs,
-        family="atari",
-        frames_per_env_step=settings.frame_skip,
-        frame_stack=settings.frame_stack,
-        max_episode_steps=settings.max_frames_per_episode // settings.frame_skip,
-        protocol=protocol(settings),
-    )
-    return env, spec
+    return env
+
+
+class AtariCamera:
+    """Colour frames of a game that is being played in another emulator: same seed, same actions, same game."""
+
+    def __init__(self, settings: AtariSettings) -> None:
+        settings = resolve(settings)
+        self._env = _vector_env(settings, 1, size=(210, 160), grayscale=False, stack=1)
+        self.fps = 60 / settings.frame_skip
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begins the episode of this seed and returns its first frame (210, 160, 3) uint8."""
+        obs, _ = self._env.reset(seed=np.array([seed]))
+        return obs[0, -1]
+
+    def step(self, action: int) -> np.ndarray:
+        """Takes the action and returns the frame after it."""
+        return self._env.step(np.array([action]))[0][0, -1]
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def human_normalized(env_id: str, mean_return: float) -> float | None:
+    """A score on the scale where 0 is random play and 1 a professional human tester.
+
+    Equation:
+        (score - random) / (human - random)
+
+    Source:
+        Mnih et al. 2015, Nature 518, extended data table 2 and Wang et al. 2016, arXiv:1511.06581, as collected in
+        DQN Zoo (`atari_data.py`): games begin with up to 30 no-ops, 108,000 frames at most.
+
+    Returns:
+        None for games (and other environments) that the table lacks.
+    """
+    registered = gym.registry[env_id]
+    with (Path(__file__).parent / "atari_scores.csv").open() as file:
+        table = {row["game"]: (float(row["random"]), float(row["human"])) for row in csv.DictReader(file)}
+    scores = table.get(registered.kwargs.get("game", ""))
+    return None if scores is None else (mean_return - scores[0]) / (scores[1] - scores[0])

@@ -230,7 +230,9 @@ class HostVecEnv:
         next_obs = after.clone()
         for i in np.flatnonzero(episode_end):  # the other rows of final_obs may be uninitialised memory
             final = info["final_obs"][i]
-            batch = tuple(np.asarray(part)[None] for part in final) if isinstance(final, tuple) else np.asarray(final)[None]
+            batch = (
+                tuple(np.asarray(part)[None] for part in final) if isinstance(final, tuple) else np.asarray(final)[None]
+            )
             next_obs[i] = self._to_agent(batch)[0]
         return next_obs
 
@@ -261,7 +263,9 @@ class HostVecEnv:
     def _check_observation(self, obs: Tensor) -> None:
         if obs.dtype == torch.float32 and not torch.isfinite(obs).all():
             i = int(torch.nonzero(~torch.isfinite(obs).flatten(1).all(1))[0])
-            raise NonFiniteError(f"{self.spec.env_id}: environment {i} returned a non-finite observation ({self._where(i)})")
+            raise NonFiniteError(
+                f"{self.spec.env_id}: environment {i} returned a non-finite observation ({self._where(i)})"
+            )
 
     def _where(self, i: int) -> str:
         return f"seed {self._episode_seed(i, int(self._episode[i]))}, step {self._length[i]} of its episode"

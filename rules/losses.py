@@ -3,7 +3,7 @@
 Shapes must agree exactly, and no gradient flows into the target.
 """
 
-import torch.nn.functional as F  # noqa: N812  (torch's own abbreviation)
+import torch.nn.functional as F
 from torch import Tensor
 
 from rules.checks import check_positive, check_same_shape

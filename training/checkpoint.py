@@ -88,7 +88,9 @@ def save(root: Path, name: str, state: State, about: dict[str, Any]) -> Path:
         _sync_directory(root)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise StorageError(f"cannot save {final}: {error.strerror or error}; the previous checkpoint is kept") from error
+        raise StorageError(
+            f"cannot save {final}: {error.strerror or error}; the previous checkpoint is kept"
+        ) from error
     _read_manifest(final)
     return final
 

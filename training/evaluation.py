@@ -83,5 +83,8 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float | list[float] | No
         "mean_ep_length": float(lengths.mean()),
         "success_rate": float(np.mean(known)) if known else None,
         "cut_episodes": float(sum(e.cut for e in episodes)),
-        **{f"mean_{name}": float(np.mean([e.extras[name] for e in episodes if name in e.extras])) for name in sorted(extras)},
+        **{
+            f"mean_{name}": float(np.mean([e.extras[name] for e in episodes if name in e.extras]))
+            for name in sorted(extras)
+        },
     }

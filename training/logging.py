@@ -70,7 +70,9 @@ class Tally:
 
     def state_dict(self) -> State:
         self._reduce()
-        recent = [[e.env_index, e.episode_return, e.length_env_steps, e.success, dict(e.extras)] for e in self._episodes]
+        recent = [
+            [e.env_index, e.episode_return, e.length_env_steps, e.success, dict(e.extras)] for e in self._episodes
+        ]
         return {"recent": recent, "finished": self._episodes_finished, "sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state: State) -> None:
@@ -192,7 +194,9 @@ class LiveLine:
             console=console,
             disable=not (enabled and console.is_terminal),
         )
-        self._task = self._progress.add_task("training", total=total_env_steps, completed=done_env_steps, fps="-", ret="-")
+        self._task = self._progress.add_task(
+            "training", total=total_env_steps, completed=done_env_steps, fps="-", ret="-"
+        )
         self._first = (time.monotonic(), done_env_steps)
 
     def __enter__(self) -> LiveLine:

@@ -184,7 +184,11 @@ def evaluate_now(
     if stop:
         return None
     figures = summarise(episodes)
-    names = {"mean_reward": "eval/mean_reward", "mean_ep_length": "eval/mean_ep_length", "success_rate": "eval/success_rate"}
+    names = {
+        "mean_reward": "eval/mean_reward",
+        "mean_ep_length": "eval/mean_ep_length",
+        "success_rate": "eval/success_rate",
+    }
     row = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
     if isinstance(agent, Inspectable):
         inspection = agent.inspect()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+MALLOPT = {"M_MMAP_THRESHOLD": (-3, 1 << 30), "M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 1 << 26)}
+"""glibc's malloc parameters (malloc.h): number and value in bytes."""
+
+
 def prepare(torch_threads: int) -> None:
     """Settings that must be made before torch is imported.
 
@@ -26,10 +30,9 @@ def prepare(torch_threads: int) -> None:
     # Large tensors come and go at every gradient step. Unless told otherwise, glibc returns each to the kernel and
     # takes the page faults of getting it back.
     if sys.platform == "linux":
-        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
         libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 1 << 26)):
-            libc.mallopt(parameter, value)
+        for parameter, bytes_ in MALLOPT.values():
+            libc.mallopt(parameter, bytes_)
 
     import torch
 

@@ -1,8 +1,8 @@
 """The folder of a run: where everything that a run writes lies, and how a run is found again.
 
-    runs/<env-slug>/<agent>/seed<k>-<time>[-n]/
-        config.yaml  command.txt  versions.json  metrics.jsonl  events.out.tfevents.*
-        checkpoints/  eval/  videos/
+runs/<env-slug>/<agent>/seed<k>-<time>[-n]/
+    config.yaml  command.txt  versions.json  metrics.jsonl  events.out.tfevents.*
+    checkpoints/  eval/  videos/
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def find_run(which: str, parent: str = "runs") -> Run:
         return Run(max(found)[2].absolute())
     path = Path(which)
     if not (path / "config.yaml").is_file():
-        siblings = [str(p) for p in path.parent.glob("*") if (p / "config.yaml").is_file()] if path.parent.is_dir() else []
-        raise CheckpointError(f"there is no run at '{which}' (no config.yaml).{closest(which, siblings) if siblings else ''}")
+        siblings = [str(p.parent) for p in path.parent.glob("*/config.yaml")]
+        hint = closest(which, siblings) if siblings else ""
+        raise CheckpointError(f"there is no run at '{which}' (no config.yaml).{hint}")
     return Run(path.absolute())

@@ -1,0 +1,89 @@
+"""Uniformly random actions: the baseline that every score stands beside.
+
+Sources:
+    none.
+
+Deviations from the sources:
+    none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from contract import Acted, EnvSpec, Metrics, Mode, Obs, State, Task, Transition
+from faults import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `agent.*` keys."""
+
+    algorithm: str = "random"
+
+
+def make_agent(settings: Settings, task: Task) -> Random:
+    """Builds the agent.
+
+    Raises:
+        ConfigError: if the action space is neither discrete nor bounded.
+    """
+    return Random(task.spec)
+
+
+class RandomPolicy:
+    """Draws actions uniformly from the action space."""
+
+    def __init__(self, spec: EnvSpec, num_envs: int, generator: torch.Generator) -> None:
+        space = spec.action_space
+        bounded = isinstance(space, Box) and space.is_bounded()
+        if not isinstance(space, Discrete) and not bounded:
+            raise ConfigError(f"{spec.env_id} has actions of type {space}, which cannot be drawn uniformly")
+        self._space, self._num_envs, self._generator = space, num_envs, generator
+
+    def act(self, obs: Obs, episode_start: Tensor) -> Acted:
+        if isinstance(self._space, Discrete):
+            return Acted(torch.randint(int(self._space.n), (self._num_envs,), generator=self._generator))
+        assert isinstance(self._space, Box)
+        low, high = torch.from_numpy(self._space.low), torch.from_numpy(self._space.high)
+        return Acted(low + (high - low) * torch.rand(self._num_envs, *low.shape, generator=self._generator))
+
+    def state_dict(self) -> State:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._generator.set_state(state["generator"])
+
+
+class Random:
+    """Acts at random and learns nothing."""
+
+    memory_bytes = 0
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._spec = spec
+
+    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> RandomPolicy:
+        return RandomPolicy(self._spec, num_envs, generator)
+
+    def observe(self, transition: Transition, acted: Acted) -> None:
+        pass
+
+    def update(self) -> Metrics:
+        return {}
+
+    def policy_state_dict(self) -> State:
+        return {}
+
+    def load_policy_state_dict(self, state: State) -> None:
+        pass
+
+    def state_dict(self) -> State:
+        return {"policy": {}}
+
+    def load_state_dict(self, state: State) -> None:
+        pass

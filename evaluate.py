@@ -1,0 +1,316 @@
+"""Evaluates a trained policy, headless.
+
+    python evaluate.py run=latest
+    python evaluate.py run=pretrained/pong checkpoint=best episodes=20 video=1 epsilon=0.01 format=json
+
+Exit codes are listed in faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envs import settings as env_settings
+from faults import CheckpointError, ConfigError, check_choice, check_range
+from training.config import typed
+from training.process import prepare, report
+from training.run import Run, find_run
+
+if TYPE_CHECKING:
+    from contract import Agent, Mode, Streams
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The keys of the command line."""
+
+    run: str = "latest"
+    """A run folder, or latest."""
+    run_dir: str = "runs"
+    """Where latest is looked for."""
+    checkpoint: str = "latest"
+    """latest, best, or environment steps."""
+    episodes: int = 100
+    num_envs: int = 8
+    mode: str | None = None
+    """greedy, sample, epsilon=<x> or temperature=<x>; the run's own eval.mode if left out."""
+    epsilon: float | None = None
+    """Short for mode=epsilon=<x>."""
+    seed: int = 0
+    format: str = "table"
+    """table, or json: one JSON object alone on standard output."""
+    video: int = 0
+    """Episodes to film."""
+    out: str | None = None
+    """Folder for the result and the videos; the run's own eval/ and videos/ if left out."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """env.* keys that differ from the run's."""
+    max_episode_steps: int = 27_000
+    """An episode that has not ended by then is cut, and counted as cut."""
+    device: str = "cpu"
+    torch_threads: int = 0
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("episodes", self.episodes, 1, 10_000_000)
+        check_range("num_envs", self.num_envs, 1, 4096)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        check_range("video", self.video, 0, 1000)
+        check_range("max_episode_steps", self.max_episode_steps, 1, None)
+        check_choice("format", self.format, ("table", "json"))
+        if self.epsilon is not None:
+            check_range("epsilon", self.epsilon, 0, 1)
+            if self.mode is not None:
+                raise ConfigError("epsilon= and mode= exclude each other")
+
+
+def main(arguments: Sequence[str]) -> int:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for argument in arguments:
+        if "=" not in argument:
+            raise ConfigError(f"cannot read '{argument}': write key=value, e.g. run=latest episodes=20")
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    for key in ("run", "checkpoint"):
+        if key in plain:
+            plain[key] = str(plain[key])
+    config = typed(EvaluateConfig, plain)
+    env_settings.register_environments()
+    run = find_run(config.run, config.run_dir)
+    prepare(config.torch_threads)
+    return evaluate_run(config, run)
+
+
+def evaluate_run(config: EvaluateConfig, run: Run) -> int:
+    """Scores one checkpoint of a run and writes what came out; returns the exit code."""
+    from agents.random import RandomPolicy
+    from contract import Mode, Streams
+    from envs.atari import human_normalized
+    from envs.make import make_env
+    from training.evaluation import evaluate, summarise
+    from training.loop import StopSignal
+
+    trained = run.config()
+    env_config = typed(env_settings.settings_class(str(trained["env"].get("id"))), trained["env"] | config.env, "env")
+    env_settings.known_spec(env_config.id)
+    mode = Mode.parse(
+        f"epsilon={config.epsilon}" if config.epsilon is not None else config.mode or trained["eval"]["mode"]
+    )
+    streams = Streams(config.seed)
+    stop = StopSignal()
+
+    def new_env(num_envs: int) -> tuple[Any, int | None]:
+        env = make_env(env_config, num_envs, streams, "evaluate")
+        capped, cap = env_settings.with_step_cap(env_config, config.max_episode_steps, env.spec.max_episode_steps)
+        if cap is None:
+            return env, None
+        env.close()
+        return make_env(capped, num_envs, streams, "evaluate"), cap
+
+    num_envs = min(config.num_envs, config.episodes)
+    env, cap = new_env(num_envs)
+    agent, env_steps = load_agent(trained, run, config, env.spec)
+    try:
+        policy = agent.policy(mode, num_envs, streams.torch("evaluate/policy", device=config.device))
+        episodes = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
+    finally:
+        env.close()
+    if not episodes:
+        raise ConfigError("interrupted before the first episode ended; nothing to report")
+    env, cap = new_env(num_envs)
+    try:
+        chance = RandomPolicy(env.spec, num_envs, streams.torch("evaluate/random"))
+        baseline = evaluate(chance, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
+    finally:
+        env.close()
+
+    figures = summarise(episodes)
+    mean = figures["mean_reward"]
+    assert isinstance(mean, float)
+    result: dict[str, Any] = {
+        "run": str(run.path),
+        "agent": trained["agent"]["algorithm"],
+        "checkpoint_env_steps": env_steps,
+        **figures,
+        "random_mean_reward": summarise(baseline)["mean_reward"] if baseline else None,
+        "human_normalized": human_normalized(env_config.id, mean),
+        "protocol": {**env.spec.protocol, "policy": str(mode), "step_cap": cap, "seed": config.seed},
+        "num_episodes": len(episodes),
+        "partial": len(episodes) < config.episodes,
+        "episodes": [
+            {
+                "return": e.episode_return,
+                "length": e.length_env_steps,
+                "success": e.success,
+                "cut": e.cut,
+                "seed": e.seed,
+            }
+            for e in episodes
+        ],
+    }
+    print(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    write_result(config, run, result, stamp)
+    if config.video and not stop:
+        for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
+            print(f"video: {path}", file=sys.stderr)
+    return stop.exit_code if stop else 0
+
+
+def load_agent(trained: dict[str, Any], run: Run, config: EvaluateConfig, spec: Any) -> tuple[Agent, int]:
+    """Builds the run's agent with the weights of the chosen checkpoint; returns it with its environment steps."""
+    from agents import load_algorithm
+    from contract import Streams, Task
+    from training import checkpoint
+    from training.process import choose_device
+
+    algorithm = load_algorithm(str(trained["agent"].get("algorithm")))
+    agent_config = typed(algorithm.Settings, trained["agent"], "agent")
+    device = choose_device(config.device)
+    agent: Agent = algorithm.make_agent(agent_config, Task(spec, int(trained["total_env_steps"]), device, Streams(0)))
+    root = run.checkpoints
+    if config.checkpoint == "latest":
+        candidates = checkpoint.checkpoints(root) or checkpoint.checkpoints(root, "best")
+    elif config.checkpoint == "best":
+        candidates = checkpoint.checkpoints(root, "best")
+    elif config.checkpoint.isdecimal():
+        everything = [*checkpoint.checkpoints(root), *checkpoint.checkpoints(root, "best")]
+        candidates = [p for p in everything if checkpoint.env_steps_of(p) == int(config.checkpoint)][:1]
+    else:
+        raise ConfigError(
+            f"checkpoint must be latest, best or a number of environment steps, got '{config.checkpoint}'"
+        )
+    if not candidates:
+        raise CheckpointError(f"{run.path} has no checkpoint '{config.checkpoint}' yet")
+    for path in candidates:
+        try:
+            state, manifest = checkpoint.load(path, groups=("policy",))
+            agent.load_policy_state_dict(state["policy"])
+            return agent, int(manifest["env_steps"])
+        except CheckpointError as error:
+            if path is candidates[-1]:
+                raise
+            print(f"warning: {error}; trying the one before", file=sys.stderr)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} does not fit {config.run}'s configuration: {reason}") from None
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def destination(config: EvaluateConfig, run: Run, kind: str) -> Path | None:
+    """The folder to write into: `out`, or the run's own, or None if the run is read-only."""
+    folder = Path(config.out) if config.out is not None else run.path / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if config.out is not None:
+            raise
+        return None
+    if not os.access(folder, os.W_OK):
+        if config.out is not None:
+            raise PermissionError(13, "not writable", str(folder))
+        return None
+    return folder
+
+
+def write_result(config: EvaluateConfig, run: Run, result: dict[str, Any], stamp: str) -> None:
+    folder = destination(config, run, "eval")
+    if folder is None:
+        print("note: the run is read-only, so the result is not stored; set out=<folder>", file=sys.stderr)
+        return
+    (folder / f"{stamp}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def film(
+    config: EvaluateConfig,
+    env_config: env_settings.EnvSettings,
+    agent: Agent,
+    mode: Mode,
+    streams: Streams,
+    folder: Path | None,
+    stamp: str,
+    cap: int | None,
+) -> list[Path]:
+    """Films `config.video` episodes; returns the files."""
+    import torch
+
+    from envs.camera import make_camera, write_video
+    from envs.make import make_env
+
+    if folder is None:
+        raise ConfigError("the run is read-only; set out=<folder> for the video")
+    camera, env = make_camera(env_config), make_env(env_config, 1, streams, "film")
+    paths = []
+    try:
+        policy = agent.policy(mode, 1, streams.torch("film/policy", device=config.device))
+        obs, start = env.reset(), torch.ones(1, dtype=torch.bool)
+        for k in range(config.video):
+            frames, episode = [camera.reset(streams.seed("env/film", 0, k))], None
+            while episode is None and len(frames) <= (cap or sys.maxsize):
+                action = policy.act(obs, start).action
+                step = env.step(action)
+                frames.append(camera.step(action[0].numpy()))
+                obs, start = step.obs, step.transition.episode_end
+                episode = step.episodes[0] if step.episodes else None
+            name = "cut" if episode is None else f"return{episode.episode_return:g}"
+            paths.append(folder / f"{stamp}-{k}-{name}.mp4")
+            write_video(frames, paths[-1], camera.fps)
+            if episode is None:
+                break
+    finally:
+        env.close()
+        camera.close()
+    return paths
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a person reads it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def number(value: Any, digits: int = 2) -> str:
+        return "unknown" if value is None else f"{value:,.{digits}f}"
+
+    low, high = result["ci95"]
+    rows = [
+        ("mean return", f"{number(result['mean_reward'])}   95 % interval over episodes [{low:,.2f}, {high:,.2f}]"),
+        ("standard deviation", number(result["std_reward"])),
+        ("median, min, max", ", ".join(number(result[f"{k}_reward"]) for k in ("median", "min", "max"))),
+        ("episode length", f"{number(result['mean_ep_length'], 1)} environment steps on average"),
+        ("task completion rate", number(result["success_rate"])),
+        ("random policy", number(result["random_mean_reward"])),
+        ("human-normalised", number(result["human_normalized"])),
+        ("episodes", f"{result['num_episodes']}{' (interrupted)' if result['partial'] else ''}"),
+    ]
+    if result["cut_episodes"]:
+        rows.append(("cut by the step cap", f"{result['cut_episodes']:.0f} episodes"))
+    rows += [
+        (k.removeprefix("mean_").replace("_", " "), number(v)) for k, v in result.items() if k in _extra_keys(result)
+    ]
+    title = f"{result['agent']} on {result['protocol']['env_id']} after {result['checkpoint_env_steps']:,} steps"
+    shown = Table(title=title, show_header=False, title_justify="left")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(width=110, file=open(os.devnull, "w"), record=True)
+    console.print(shown)
+    protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items() if v is not None)
+    return f"{console.export_text()}protocol: {protocol}"
+
+
+def _extra_keys(result: dict[str, Any]) -> list[str]:
+    return [k for k in result if k.startswith("mean_") and k not in ("mean_reward", "mean_ep_length")]
+
+
+if __name__ == "__main__":
+    sys.exit(report(lambda: main(sys.argv[1:]), debug="debug=true" in sys.argv[1:]))
