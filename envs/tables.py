@@ -116,7 +116,14 @@ def tabular_model(env: gym.Env[Any, Any], max_episode_steps: int | None) -> Tabu
 class TableVecEnv:
     """N copies of a tabular model as a `contract.VecEnv`, stepped together in NumPy: no Gymnasium, no rendering."""
 
-    def __init__(self, model: TabularModel, num_envs: int, generator: np.random.Generator, env_id: str = "table") -> None:
+    def __init__(
+        self,
+        model: TabularModel,
+        num_envs: int,
+        generator: np.random.Generator,
+        env_id: str = "table",
+        observation: NDArray[np.int64] | None = None,
+    ) -> None:
         """Steps.
 
         Args:
@@ -124,15 +131,18 @@ class TableVecEnv:
             num_envs: N.
             generator: draws starts and outcomes; advanced by 2 N numbers per step.
             env_id: a name.
+            observation: (S,) what an agent sees in each state, None: the state itself. With an observation, agents are
+                not shown the model, whose states are not theirs.
         """
         self.model = model
+        self._observation = np.arange(model.num_states) if observation is None else observation
         self.spec = EnvSpec(
             env_id,
-            Discrete(model.num_states),
+            Discrete(int(self._observation.max()) + 1),
             Discrete(model.num_actions),
             num_envs,
             max_episode_steps=model.max_episode_steps,
-            model=model,
+            model=model if observation is None else None,
         )
         self._generator = generator
         self._start = np.cumsum(model.start)
@@ -143,7 +153,7 @@ class TableVecEnv:
     def reset(self) -> Tensor:
         self._state = self._starts(self.spec.num_envs)
         self._length[:], self._return[:] = 0, 0
-        return torch.from_numpy(self._state)
+        return self._seen(self._state)
 
     def step(self, action: Tensor) -> Step:
         m, state, act = self.model, self._state, action.numpy()
@@ -159,17 +169,17 @@ class TableVecEnv:
             Episode(int(i), float(self._return[i]), int(self._length[i])) for i in np.flatnonzero(episode_end)
         ]
         transition = Transition(
-            obs=torch.from_numpy(state),
+            obs=self._seen(state),
             action=action,
             reward=torch.from_numpy(reward.astype(np.float32)),
-            next_obs=torch.from_numpy(next_state),
+            next_obs=self._seen(next_state),
             terminal=torch.from_numpy(terminal),
             episode_end=torch.from_numpy(episode_end),
             valid=torch.ones(len(state), dtype=torch.bool),
         )
         self._state = np.where(episode_end, self._starts(len(state)), next_state)
         self._length[episode_end], self._return[episode_end] = 0, 0
-        return Step(transition, torch.from_numpy(self._state), episodes)
+        return Step(transition, self._seen(self._state), episodes)
 
     def close(self) -> None:
         pass
@@ -187,7 +197,10 @@ class TableVecEnv:
             np.array(state[name]) for name in ("state", "length", "return")
         )
         self._generator.bit_generator.state = state["generator"]
-        return torch.from_numpy(self._state)
+        return self._seen(self._state)
+
+    def _seen(self, state: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._observation[state])
 
     def _starts(self, count: int) -> NDArray[np.int64]:
         drawn = np.searchsorted(self._start, self._generator.random(count) * self._start[-1], side="right")
