@@ -184,7 +184,7 @@ def cliff_walking(figure: Figure, quick: bool) -> list[Number]:
     grid["curves"].legend(loc="lower right")
     for n, r in results.items():
         draw_value_map(grid[n], r.q[0], model)
-        grid[n].set_title(f"{names[n]}, one run's greedy path", fontsize=9)
+        grid[n].set_title(f"{names[n]}, one run's policy", fontsize=9)
     online = {n: float(r.returns[:, 400:500].mean()) for n, r in results.items()}
     lengths = {n: greedy_lengths(model, r.q) for n, r in results.items()}
     example = "cliff walking 6.6"

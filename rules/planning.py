@@ -232,4 +232,4 @@ def _undiscounted(chain: Floats, reward: Floats) -> Floats:
         value = grown
         if np.abs(moved).max() < 1e-12:
             break
-    return np.where(np.abs(moved) > 1e-6, np.sign(moved) * np.inf, value)
+    return np.where(np.abs(moved) > 1e-6, np.where(moved > 0, np.inf, -np.inf), value)

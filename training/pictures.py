@@ -81,26 +81,31 @@ def draw_curves(
 def draw_value_map(axes: Axes, q: Floats, model: Any, policy: Floats | None = None) -> None:
     """Colours the cells of a grid by max_a Q, and draws the policy's moves.
 
-    Each arrow points to where its action most probably leads, so that no names of actions are needed.
+    Each arrow points to where its action most probably leads, so that no names of actions are needed. Cells whose actions
+    are all worth the same are left grey: nothing has been learned there.
+
+    Args:
+        axes: where.
+        q: (S, A) action values.
+        model: the dynamics, with a `shape`.
+        policy: (S, A) probabilities, by default greedy in q.
     """
     rows, columns = model.shape
-    value = q.max(axis=1).reshape(rows, columns)
-    axes.imshow(value, cmap="viridis")
+    best = q.max(axis=1)
+    known = (np.ptp(q, axis=1) > 0) | (q.shape[1] == 1)
+    axes.set_facecolor("0.85")
+    axes.imshow(np.where(known, best, np.nan).reshape(rows, columns), cmap="viridis")
     axes.set_xticks([])
     axes.set_yticks([])
-    policy = (q == q.max(axis=1, keepdims=True)) / (q == q.max(axis=1, keepdims=True)).sum(1, keepdims=True) if policy is None else policy
-    middle = (value.max() + value.min()) / 2
-    for s in range(rows * columns):
-        row, column = divmod(s, columns)
-        ink = "white" if value[row, column] < middle else "black"
-        if _left_at_once(model, s):
-            continue
+    policy = (q == best[:, None]).astype(np.float64) if policy is None else policy
+    middle = (best[known].max() + best[known].min()) / 2 if known.any() else 0.0
+    for s in np.flatnonzero(known):
+        row, column = divmod(int(s), columns)
+        ink = "white" if best[s] < middle else "black"
         if rows * columns <= NUMBERED_CELLS:
-            axes.text(column, row + 0.33, f"{value[row, column]:.3g}", ha="center", va="center", fontsize=6, color=ink)
-        if np.ptp(q[s]) == 0:  # nothing is known here
-            continue
+            axes.text(column, row + 0.33, f"{best[s]:.3g}", ha="center", va="center", fontsize=6, color=ink)
         for a in np.flatnonzero(policy[s] >= 0.99 * policy[s].max()):
-            down, right = _direction(model, s, int(a))
+            down, right = _direction(model, int(s), int(a))
             axes.annotate(
                 "",
                 xy=(column + 0.3 * right, row - 0.1 + 0.3 * down),
@@ -127,13 +132,6 @@ def _table_figure(q: Floats, model: Any, policy: Floats | None, visits: NDArray[
         grid[1].set_yticks([])
         figure.colorbar(image, ax=grid[1], shrink=0.8)
     return figure
-
-
-def _left_at_once(model: Any, s: int) -> bool:
-    """Whether no episode goes on in this state: it is where terminal outcomes lead to, and nothing else."""
-    leads_here = (model.next_state == s) & (model.probability > 0)
-    leads_here[s] = False
-    return bool(leads_here.any() and model.terminal[leads_here].all())
 
 
 def _direction(model: Any, s: int, a: int) -> tuple[int, int]:
