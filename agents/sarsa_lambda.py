@@ -98,7 +98,9 @@ class SarsaLambda:
             alpha = self.table.step_size(step.state, step.action)
             e = self.traces[step.env]  # (S, A)
             e[step.state, step.action] = visited_trace(float(e[step.state, step.action]), s.trace, alpha)
-            q += alpha * error * e
+            for state, action in zip(*np.nonzero(e), strict=True):
+                alpha = self.table.step_size_at(int(self.table.visits[state, action]))
+                q[state, action] += alpha * error * e[state, action]
             self.table.note(error)
             explores = s.off_policy and chosen_value < best_value
             e *= 0.0 if step.episode_end or explores else s.gamma * s.trace_decay

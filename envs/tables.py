@@ -194,7 +194,7 @@ class TableVecEnv:
 
     def load_state_dict(self, state: State) -> Tensor:
         self._state, self._length, self._return = (
-            np.array(state[name]) for name in ("state", "length", "return")
+            np.asarray(state[name]).copy() for name in ("state", "length", "return")
         )
         self._generator.bit_generator.state = state["generator"]
         return self._seen(self._state)

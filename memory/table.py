@@ -169,10 +169,14 @@ class Table:
 
     def step_size(self, state: int, action: int) -> float:
         """alpha for the next update of an entry; counts the visit."""
-        s = self._settings
         self.visits[state, action] += 1
+        return self.step_size_at(int(self.visits[state, action]))
+
+    def step_size_at(self, visits: int) -> float:
+        """alpha of an entry that has been visited so often."""
+        s = self._settings
         if s.step_size_schedule == "visits":
-            return visit_step_size(int(self.visits[state, action]), s.step_size, s.step_size_power)
+            return visit_step_size(max(visits, 1), s.step_size, s.step_size_power)
         if s.step_size_schedule == "linear":
             return linear_step_size(self.env_steps / self._total_env_steps, s.step_size, s.step_size_end)
         return s.step_size
