@@ -128,8 +128,8 @@ class EnvSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Every setting that a score depends on; printed and stored with each result."""
     model: Any = None
-    """The dynamics as a table (`envs.tables.TabularModel`), or another privileged view for planners and oracles; None if
-    there is none."""
+    """The dynamics as a table (`envs.tables.TabularModel`), or another privileged view for planners and oracles; None
+    if there is none."""
 
 
 class VecEnv(Protocol):

@@ -7,8 +7,8 @@ Sources:
 
 Deviations from the sources:
     1. N environments act at once and share table and model; `planning_steps` follow each environment step.
-    2. The model counts outcomes, and a planning step takes their expectation, as section 8.4 suggests for random worlds.
-       In a deterministic world, the book's, this is the same as the last outcome.
+    2. The model counts outcomes, and a planning step takes their expectation, as section 8.4 suggests for random
+       worlds. In a deterministic world, the book's, this is the same as the last outcome.
     3. Planning steps may have a step size of their own.
 """
 
@@ -27,6 +27,8 @@ from rules.tabular import greedy_value, td_error, td_update
 
 Pair = tuple[int, int]
 """State and action."""
+Outcome = tuple[int, bool]
+"""Next state, and whether it is terminal."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class EmpiricalModel:
         """Known pairs, in the order in which they were first seen."""
         self.predecessors: dict[int, dict[Pair, None]] = {}
         """Pairs that have led to a state, in the order in which they were first seen to."""
-        self._outcomes: dict[Pair, dict[tuple[int, bool], list[float]]] = {}  # (s', terminal) -> [count, sum of rewards]
+        self._outcomes: dict[Pair, dict[Outcome, list[float]]] = {}  # -> [count, sum of rewards]
 
     def learn(self, step: Step) -> None:
         """Counts one outcome."""

@@ -5,7 +5,8 @@ Sources:
     Sutton and Barto 2018, section 6.6.
 
 Deviations from the sources:
-    1. N environments act at once and share the table: their updates follow one another in the order of the environments.
+    1. N environments act at once and share the table: their updates follow one another in the order of the
+       environments.
 """
 
 from __future__ import annotations

@@ -76,11 +76,11 @@ class MCSoftmax:
 
     def behaviour(self, states: States) -> Floats:
         """(N,) states -> (N, A) action probabilities."""
-        return self.pi[states]
+        return np.asarray(self.pi[states])
 
     def preferences(self, states: States) -> Floats:
         """(N,) states -> (N, A): log pi, whose softmax at temperature 1 is pi itself."""
-        return np.log(np.maximum(self.pi[states], np.finfo(np.float64).tiny))
+        return np.asarray(np.log(np.maximum(self.pi[states], np.finfo(np.float64).tiny)))
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
         return TablePolicy(self.table.index, self.preferences, self.behaviour, mode, generator)

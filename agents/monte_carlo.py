@@ -1,8 +1,8 @@
 """Monte Carlo control: action values are averages of whole returns.
 
 Sources:
-    Sutton and Barto 2018, section 5.4 (on-policy, epsilon-soft, first or every visit) and section 5.7 (`off_policy`: the
-    greedy policy from epsilon-greedy behaviour, by weighted importance sampling).
+    Sutton and Barto 2018, section 5.4 (on-policy, epsilon-soft, first or every visit) and section 5.7 (`off_policy`:
+    the greedy policy from epsilon-greedy behaviour, by weighted importance sampling).
 
 Deviations from the sources:
     1. N environments act at once and share the table; an episode is learned from when it ends.
@@ -10,8 +10,8 @@ Deviations from the sources:
        `truncated_episodes: bootstrap`, closed by the value of the state behind the limit, which is then no longer pure
        Monte Carlo.
     3. With `off_policy`, tied best actions share the target policy's probability; the book breaks ties consistently.
-    4. The sample mean is the default, any other step size schedule a key away (on-policy only: off-policy, the weights are
-       the step size).
+    4. The sample mean is the default, any other step size schedule a key away (on-policy only: off-policy, the weights
+       are the step size).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
 from faults import check_choice
-from memory.table import EpsilonGreedy, EpsilonSettings, Episodes, Step, Table, TablePolicy, restore
+from memory.table import Episodes, EpsilonGreedy, EpsilonSettings, Step, Table, TablePolicy, restore
 from rules.tabular import epsilon_greedy, expected_value, greedy_value, returns_of, td_error, td_update
 
 

@@ -4,7 +4,8 @@ Sources:
     Sutton and Barto 2018, section 7.2.
 
 Deviations from the source:
-    1. N environments act at once and share the table: their updates follow one another in the order of the environments.
+    1. N environments act at once and share the table: their updates follow one another in the order of the
+       environments.
     2. At a time limit, which the book does not have, the steps still waiting are closed by the value of an action drawn
        for the state behind the limit; after a terminal they are closed by 0, as in the book.
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract import Task
+from contract import Metrics, Task
 from faults import ConfigError, check_range
 from memory.table import PlannedTable, StateIndex, Yardstick, known_model
 from rules.planning import policy_iteration
@@ -43,6 +43,9 @@ def make_agent(settings: Settings, task: Task) -> PlannedTable:
     except ValueError as error:
         raise ConfigError(f"{error}; agent.gamma below 1 has an answer") from None
     index = StateIndex(task.spec.observation_space, task.spec.env_id)
-    planned = {"train/evaluations": float(evaluations), "train/start_value": float(model.start @ greedy_value(q))}
+    planned: Metrics = {
+        "train/evaluations": float(evaluations),
+        "train/start_value": float(model.start @ greedy_value(q)),
+    }
     yardstick = Yardstick(model, settings.gamma)
     return PlannedTable(index, q, lambda states: epsilon_greedy(q[states], 0.0), yardstick, planned)

@@ -5,8 +5,10 @@ Sources:
     Sutton and Barto 2018, section 6.4.
 
 Deviations from the sources:
-    1. N environments act at once and share the table: their updates follow one another in the order of the environments.
-    2. Each update waits for the next step, whose action it needs; that action was chosen before the update, as in the book.
+    1. N environments act at once and share the table: their updates follow one another in the order of the
+       environments.
+    2. Each update waits for the next step, whose action it needs; that action was chosen before the update, as in the
+       book.
     3. At a time limit, which the book does not have, the value behind the limit is that of an action drawn for it.
 """
 

@@ -7,7 +7,8 @@ Sources:
 
 Deviations from the sources:
     1. N environments act at once and share the table; each has a trace of its own.
-    2. Each update waits for the next step, whose action it needs; that action was chosen before the update, as in the book.
+    2. Each update waits for the next step, whose action it needs; that action was chosen before the update, as in the
+       book.
     3. At a time limit, which the sources do not have, the value behind the limit is that of an action drawn for it.
     4. Dutch traces are used with the ordinary TD error, not with the correction that makes the true online algorithm of
        section 12.5 equal to its forward view.

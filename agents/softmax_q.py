@@ -1,4 +1,4 @@
-"""The softmax-over-Q policy: acts by pi(a|s) = exp(Q(s,a)/tau) / sum_b exp(Q(s,b)/tau), and learns by the backup of choice.
+"""The softmax-over-Q policy: acts by pi(a|s) = exp(Q(s,a)/tau) / sum_b exp(Q(s,b)/tau), with a choice of backups.
 
     sarsa            Q(s', a') of the action taken         the sampled Boltzmann backup
     expected_sarsa   sum_a' pi(a'|s') Q(s', a')            the Boltzmann backup: no contraction, so its fixed point need
@@ -11,8 +11,10 @@ Sources:
     (soft backup).
 
 Deviations from the sources:
-    1. N environments act at once and share the table: their updates follow one another in the order of the environments.
-    2. At a time limit, which the sources do not have, the `sarsa` backup draws an action for the state behind the limit.
+    1. N environments act at once and share the table: their updates follow one another in the order of the
+       environments.
+    2. At a time limit, which the sources do not have, the `sarsa` backup draws an action for the state behind the
+       limit.
     3. The values of the `soft` backup count tau times the entropy of every later choice as reward; reported returns do
        not.
 """

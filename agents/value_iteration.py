@@ -15,10 +15,10 @@ from functools import partial
 
 import numpy as np
 
-from contract import Task
+from contract import Metrics, Task
 from faults import ConfigError, check_choice, check_range
 from memory.table import PlannedTable, StateIndex, Yardstick, known_model
-from rules.planning import value_iteration
+from rules.planning import Backup, value_iteration
 from rules.tabular import epsilon_greedy, epsilon_soft_value, greedy_value, log_sum_exp_value, softmax
 
 
@@ -53,7 +53,7 @@ def make_agent(settings: Settings, task: Task) -> PlannedTable:
         ConfigError: if its dynamics are unknown, or have no finite values at this gamma.
     """
     model = known_model(task, settings.algorithm)
-    backups = {
+    backups: dict[str, tuple[Backup, Backup]] = {
         "greedy": (greedy_value, partial(epsilon_greedy, epsilon=0.0)),
         "epsilon_soft": (
             partial(epsilon_soft_value, epsilon=settings.epsilon),
@@ -70,5 +70,5 @@ def make_agent(settings: Settings, task: Task) -> PlannedTable:
     except ValueError as error:
         raise ConfigError(f"{error}; agent.gamma below 1 has an answer") from None
     index = StateIndex(task.spec.observation_space, task.spec.env_id)
-    planned = {"train/sweeps": float(sweeps), "train/start_value": float(model.start @ np.asarray(backup(q)))}
+    planned: Metrics = {"train/sweeps": float(sweeps), "train/start_value": float(model.start @ np.asarray(backup(q)))}
     return PlannedTable(index, q, lambda states: policy(q[states]), Yardstick(model, settings.gamma), planned)

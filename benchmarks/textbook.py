@@ -4,8 +4,9 @@
     python -m benchmarks.textbook cliff_walking windy # some
     python -m benchmarks.textbook quick=1             # fewer runs, wider noise
 
-Writes benchmarks/results/textbook/<example>.png and numbers.json. The many runs of an example advance together, one array
-entry each, by the same functions of `rules/tabular.py` that the agents call; Dyna and blackjack run the agents themselves.
+Writes benchmarks/results/textbook/<example>.png and numbers.json. The many runs of an example advance together, one
+array entry each, by the same functions of `rules/tabular.py` that the agents call; Dyna and blackjack run the agents
+themselves.
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def cliff_walking(figure: Figure, quick: bool) -> list[Number]:
     names = {"sarsa": "SARSA", "q_learning": "Q-learning", "expected_sarsa": "expected SARSA"}
     generator = np.random.default_rng(66)
     results = {n: control(model, n, runs, 0.5, 0.1, 1.0, generator, episodes=500) for n in names}
-    grid = figure.subplot_mosaic([["curves", "curves", "curves"], ["sarsa", "q_learning", "expected_sarsa"]], height_ratios=[3, 2])
+    grid = figure.subplot_mosaic(
+        [["curves", "curves", "curves"], ["sarsa", "q_learning", "expected_sarsa"]], height_ratios=[3, 2]
+    )
     curves = {names[n]: _smooth(r.returns[:, :500], 10) for n, r in results.items()}
     draw_curves(grid["curves"], np.arange(5, 496), curves)
     for level, colour in ((-26.9, "C0"), (-49.6, "C1"), (-20.8, "C2")):
@@ -193,8 +196,17 @@ def cliff_walking(figure: Figure, quick: bool) -> list[Number]:
         Number(example, "Q-learning, the same", "-49.6", -56, -43, online["q_learning"]),
         Number(example, "expected SARSA, the same", "-20.84", -22.5, -19.5, online["expected_sarsa"]),
         Number(example, "SARSA minus Q-learning", "about +23", 12, 40, online["sarsa"] - online["q_learning"]),
-        Number(example, "Q-learning, share of greedy paths of length 13", "1", 1, 1, float((lengths["q_learning"] == 13).mean())),
-        Number(example, "expected SARSA, share of length 15", "1", 1, 1, float((lengths["expected_sarsa"] == 15).mean())),
+        Number(
+            example,
+            "Q-learning, share of greedy paths of length 13",
+            "1",
+            1,
+            1,
+            float((lengths["q_learning"] == 13).mean()),
+        ),
+        Number(
+            example, "expected SARSA, share of length 15", "1", 1, 1, float((lengths["expected_sarsa"] == 15).mean())
+        ),
         Number(example, "SARSA, share of length 17", "0.79", 0.6, 0.95, float((lengths["sarsa"] == 17).mean())),
     ]
 
@@ -212,7 +224,12 @@ def windy(figure: Figure, quick: bool) -> list[Number]:
         )
     }
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    draw_curves(left, np.arange(8000), {name: r.episodes[:, :8000].astype(float) for name, r in results.items()}, band="quartiles")
+    draw_curves(
+        left,
+        np.arange(8000),
+        {name: r.episodes[:, :8000].astype(float) for name, r in results.items()},
+        band="quartiles",
+    )
     left.set(xlabel="time steps", ylabel="episodes", title="Windy gridworld (band: quartiles of the runs)")
     left.axhline(161, color="C0", linestyle=":", linewidth=1)
     left.legend()
@@ -220,22 +237,52 @@ def windy(figure: Figure, quick: bool) -> list[Number]:
     lengths = {name: greedy_lengths(model, r.q) for name, r in results.items()}
     example = "windy gridworld 6.5"
     return [
-        Number(example, "SARSA, episodes after 8000 steps", "about 161", 130, 185, float(results["SARSA"].episodes[:, 7999].mean())),
-        Number(example, "Q-learning, share of greedy paths of length 15 after 8000 steps", "1", 1, 1, float((lengths["Q-learning"] == 15).mean())),
-        Number(example, "expected SARSA, the same after 20000 steps", "1", 1, 1, float((lengths["expected SARSA"] == 15).mean())),
+        Number(
+            example,
+            "SARSA, episodes after 8000 steps",
+            "about 161",
+            130,
+            185,
+            float(results["SARSA"].episodes[:, 7999].mean()),
+        ),
+        Number(
+            example,
+            "Q-learning, share of greedy paths of length 15 after 8000 steps",
+            "1",
+            1,
+            1,
+            float((lengths["Q-learning"] == 15).mean()),
+        ),
+        Number(
+            example,
+            "expected SARSA, the same after 20000 steps",
+            "1",
+            1,
+            1,
+            float((lengths["expected SARSA"] == 15).mean()),
+        ),
         Number(example, "SARSA, the same after 8000 steps", "0.19", 0.05, 0.4, float((lengths["SARSA"] == 15).mean())),
     ]
 
 
 def maximization_bias(figure: Figure, quick: bool) -> list[Number]:
-    """Example 6.7: alpha 0.1, epsilon 0.1, 10 actions in B with rewards N(-0.1, 1); share of runs that go left from A."""
+    """Example 6.7: alpha 0.1, epsilon 0.1, 10 actions in B with rewards N(-0.1, 1); share of runs that go left from
+    A."""
     runs = 1000 if quick else 10_000
     generator = np.random.default_rng(67)
-    shares = {name: left_shares(name == "double Q-learning", runs, 300, generator) for name in ("Q-learning", "double Q-learning")}
+    shares = {
+        name: left_shares(name == "double Q-learning", runs, 300, generator)
+        for name in ("Q-learning", "double Q-learning")
+    }
     axes = figure.subplots()
     draw_curves(axes, np.arange(1, 301), {name: went.astype(float) for name, went in shares.items()})
     axes.axhline(0.05, color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="episode", ylabel="share of left from A", title="Maximisation bias (dotted: the optimum, 5 %)", ylim=(0, 1))
+    axes.set(
+        xlabel="episode",
+        ylabel="share of left from A",
+        title="Maximisation bias (dotted: the optimum, 5 %)",
+        ylim=(0, 1),
+    )
     axes.legend()
     q, double = (went.mean(axis=0) for went in shares.values())
     example = "maximisation bias 6.7"
@@ -279,17 +326,22 @@ def walks(num_states: int, runs: int, episodes: int, generator: np.random.Genera
     for _ in range(episodes):
         position = np.full(runs, (num_states + 1) // 2)
         path = [position]
-        while ((0 < position) & (position <= num_states)).any():
-            moving = (0 < position) & (position <= num_states)
+        while ((position > 0) & (position <= num_states)).any():
+            moving = (position > 0) & (position <= num_states)
             position = position + moving * generator.choice([-1, 1], runs)
             path.append(position)
         table = np.stack(path, axis=1)
-        result.append((table, ((0 < table) & (table <= num_states)).sum(axis=1)))
+        result.append((table, ((table > 0) & (table <= num_states)).sum(axis=1)))
     return result
 
 
 def n_step_errors(
-    episodes: list[tuple[Ints, Ints]], true_value: Floats, initial: float, alphas: Floats, n: int | None, left_reward: float
+    episodes: list[tuple[Ints, Ints]],
+    true_value: Floats,
+    initial: float,
+    alphas: Floats,
+    n: int | None,
+    left_reward: float,
 ) -> Floats:
     """RMS errors of n-step TD prediction, averaged over the states.
 
@@ -318,14 +370,17 @@ def n_step_errors(
             ahead = np.minimum(tau + span, length)
             ends = ahead == length  # the n steps reach the end: no bootstrap
             target_value = frozen[:, each, path[each, ahead]]
-            new = td_update(value[:, each, state], np.where(ends, final_reward, 0.0), 1.0 * ~ends, target_value, alphas[:, None])  # type: ignore[arg-type]
+            new = td_update(
+                value[:, each, state], np.where(ends, final_reward, 0.0), 1.0 * ~ends, target_value, alphas[:, None]
+            )  # type: ignore[arg-type]
             value[:, each[active], state[active]] = np.asarray(new)[:, active]
         errors.append(np.sqrt(((value[..., 1:-1] - true_value) ** 2).mean(axis=2)))
     return np.stack(errors, axis=2)
 
 
 def random_walk(figure: Figure, quick: bool) -> list[Number]:
-    """Example 6.2: TD(0) against constant-alpha Monte Carlo, 100 episodes, V = 0.5 at the start, RMS over the states."""
+    """Example 6.2: TD(0) against constant-alpha Monte Carlo, 100 episodes, V = 0.5 at the start, RMS over the
+    states."""
     runs = 100 if quick else 1000
     generator = np.random.default_rng(62)
     true_value = np.arange(1, 6) / 6
@@ -356,7 +411,14 @@ def random_walk(figure: Figure, quick: bool) -> list[Number]:
         Number(example, "batch TD after 100 walks", "0.033 to 0.042", 0.033, 0.042, float(means["batch TD"][99])),
         Number(example, "batch MC after 10 walks", "0.16 to 0.19", 0.16, 0.19, float(means["batch MC"][9])),
         Number(example, "batch MC after 100 walks", "0.052 to 0.056", 0.050, 0.058, float(means["batch MC"][99])),
-        Number(example, "smallest lead of batch TD, 2 to 100 walks", "above 0", 0.0, 1.0, float((means["batch MC"] - means["batch TD"])[1:].min())),
+        Number(
+            example,
+            "smallest lead of batch TD, 2 to 100 walks",
+            "above 0",
+            0.0,
+            1.0,
+            float((means["batch MC"] - means["batch TD"])[1:].min()),
+        ),
     ]
 
 
@@ -400,7 +462,9 @@ def n_step(figure: Figure, quick: bool) -> list[Number]:
         errors = n_step_errors(episodes, true_value, 0.0, alphas, n, -1.0)[..., 1:].mean(axis=(1, 2))
         axes.plot(alphas, errors, label=f"n = {n}", marker=".")
         best[n] = float(errors.min())
-    axes.set(xlabel="alpha", ylabel="RMS error, first 10 episodes", title="n-step TD on the 19-state walk", ylim=(0.2, 0.55))
+    axes.set(
+        xlabel="alpha", ylabel="RMS error, first 10 episodes", title="n-step TD on the 19-state walk", ylim=(0.2, 0.55)
+    )
     axes.legend()
     example = "random walk, n-step 7.2"
     return [
@@ -422,7 +486,9 @@ def dyna_maze(figure: Figure, quick: bool) -> list[Number]:
             settings = algorithm.Settings(gamma=0.95, step_size=0.1, planning_steps=planning_steps)
             finished = play(settings, algorithm, TableVecEnv(model, 1, Streams(seed).numpy("env")), seed, episodes)[1]
             lengths[planning_steps][seed] = finished
-        draw_curves(axes, np.arange(2, episodes + 1), {f"{planning_steps} planning steps": lengths[planning_steps][:, 1:]})
+        draw_curves(
+            axes, np.arange(2, episodes + 1), {f"{planning_steps} planning steps": lengths[planning_steps][:, 1:]}
+        )
     axes.axhline(14, color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="episode", ylabel="steps", title="Dyna maze (dotted: the shortest path)", ylim=(0, 800))
     axes.legend()
@@ -431,7 +497,14 @@ def dyna_maze(figure: Figure, quick: bool) -> list[Number]:
     example = "Dyna maze 8.2"
     return [
         Number(example, "shortest path", "14", 14, 14, float(shortest(model))),
-        Number(example, "first episode of mean length within 1.5 of the shortest, 0 planning steps", "about 25", 15, 35, near[0]),
+        Number(
+            example,
+            "first episode of mean length within 1.5 of the shortest, 0 planning steps",
+            "about 25",
+            15,
+            35,
+            near[0],
+        ),
         Number(example, "the same, 5 planning steps", "about 5", 3, 9, near[5]),
         Number(example, "the same, 50 planning steps", "about 3", 2, 5, near[50]),
     ]
@@ -475,7 +548,9 @@ def blackjack(figure: Figure, quick: bool) -> list[Number]:
     for row, ace in enumerate((1, 0)):
         cells = np.array([[(t * 11 + d) * 2 + ace for d in range(1, 11)] for t in rows])
         for column, (title, value) in enumerate(panels):
-            grid[row, column].imshow(value[cells], origin="lower", vmin=-1, vmax=1, cmap="viridis", extent=(0.5, 10.5, 11.5, 21.5))
+            grid[row, column].imshow(
+                value[cells], origin="lower", vmin=-1, vmax=1, cmap="viridis", extent=(0.5, 10.5, 11.5, 21.5)
+            )
             grid[row, column].set_title(f"{title}, {'usable' if ace else 'no usable'} ace", fontsize=8)
         hits = (optimal[:, HIT] > optimal[:, STICK])[cells]
         grid[row, 3].imshow(hits, origin="lower", cmap="Greys", extent=(0.5, 10.5, 11.5, 21.5))
@@ -491,11 +566,24 @@ def blackjack(figure: Figure, quick: bool) -> list[Number]:
     agent, _ = play(settings, settings_module, env, 53, 100_000 if quick else 500_000)
     learned = epsilon_greedy(agent.table.q, 0.0)[observation]
     loss = float(model.start @ (optimal.max(axis=1) - evaluate_policy(model, learned, 1.0)))
-    ordinary, weighted = off_policy_errors(model, observation, policy, state, float(exact[state]), 20 if quick else 100, generator)
+    ordinary, weighted = off_policy_errors(
+        model, observation, policy, state, float(exact[state]), 20 if quick else 100, generator
+    )
     return [
-        Number("blackjack 5.1", "mean error of the values after the long run", "0 (noise)", 0, 0.03, float(error.mean())),
-        Number("blackjack 5.3", "value lost by the on-policy Monte Carlo agent's greedy policy", "0 (noise)", 0, 0.01, loss),
-        Number("blackjack 5.4", "value of (13, dealer 2, usable ace), exact", "-0.27726", -0.278, -0.2765, float(exact[state])),
+        Number(
+            "blackjack 5.1", "mean error of the values after the long run", "0 (noise)", 0, 0.03, float(error.mean())
+        ),
+        Number(
+            "blackjack 5.3", "value lost by the on-policy Monte Carlo agent's greedy policy", "0 (noise)", 0, 0.01, loss
+        ),
+        Number(
+            "blackjack 5.4",
+            "value of (13, dealer 2, usable ace), exact",
+            "-0.27726",
+            -0.278,
+            -0.2765,
+            float(exact[state]),
+        ),
         Number("blackjack 5.4", "mean square error after 10,000 episodes, weighted", "near 0", 0, 0.01, weighted),
         Number("blackjack 5.4", "the same, ordinary minus weighted, after 10 episodes", "above 0", 0.0, 10, ordinary),
     ]

@@ -14,7 +14,8 @@ from faults import ConfigError
 
 
 class Bins:
-    """Cuts each number of an observation into equal bins between two bounds; what lies outside counts to the outer bins.
+    """Cuts each number of an observation into equal bins between two bounds; what lies outside counts to the outer
+    bins.
 
     Equation:
         bin = clip(floor((x - low) / (high - low) * count), 0, count - 1)

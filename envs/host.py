@@ -72,8 +72,8 @@ class HostVecEnv:
         self._episode_seed = episode_seed
         self._life_loss_is_terminal = life_loss_is_terminal
         self._success_return = success_return
-        convert = _observation_converter(vector_env.single_observation_space)
-        self._to_agent = convert if discretize is None else lambda obs: discretize(convert(obs))
+        self._convert = _observation_converter(vector_env.single_observation_space)
+        self._discretize = discretize
         self._discrete = isinstance(spec.action_space, Discrete)
         first_action = vector_env.single_action_space
         self._action_start = int(first_action.start) if isinstance(first_action, Discrete) else 0
@@ -266,6 +266,11 @@ class HostVecEnv:
             raise NonFiniteError(
                 f"{self.spec.env_id}: environment {i} returned a non-finite observation ({self._where(i)})"
             )
+
+    def _to_agent(self, obs: Any) -> Tensor:
+        """The environment's observations as agents see them."""
+        converted = self._convert(obs)
+        return converted if self._discretize is None else self._discretize(converted)
 
     def _where(self, i: int) -> str:
         return f"seed {self._episode_seed(i, int(self._episode[i]))}, step {self._length[i]} of its episode"

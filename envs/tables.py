@@ -52,11 +52,11 @@ class TabularModel:
 
     @property
     def num_states(self) -> int:
-        return self.next_state.shape[0]
+        return int(self.next_state.shape[0])
 
     @property
     def num_actions(self) -> int:
-        return self.next_state.shape[1]
+        return int(self.next_state.shape[1])
 
     @classmethod
     def from_outcomes(
@@ -102,7 +102,7 @@ def tabular_model(env: gym.Env[Any, Any], max_episode_steps: int | None) -> Tabu
         env: has `P` and `initial_state_distrib` if its dynamics are known; a grid says its `shape`, or `nrow`, `ncol`.
         max_episode_steps: the time limit that it is played with.
     """
-    inner = env.unwrapped
+    inner: Any = env.unwrapped
     table, start = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
     discrete = isinstance(inner.observation_space, Discrete) and isinstance(inner.action_space, Discrete)
     if table is None or start is None or not discrete or getattr(inner, "fickle_passenger", False):
@@ -165,9 +165,7 @@ class TableVecEnv:
         self._return += reward
         limit = m.max_episode_steps
         episode_end = terminal if limit is None else terminal | (self._length >= limit)
-        episodes = [
-            Episode(int(i), float(self._return[i]), int(self._length[i])) for i in np.flatnonzero(episode_end)
-        ]
+        episodes = [Episode(int(i), float(self._return[i]), int(self._length[i])) for i in np.flatnonzero(episode_end)]
         transition = Transition(
             obs=self._seen(state),
             action=action,
@@ -204,4 +202,4 @@ class TableVecEnv:
 
     def _starts(self, count: int) -> NDArray[np.int64]:
         drawn = np.searchsorted(self._start, self._generator.random(count) * self._start[-1], side="right")
-        return drawn.astype(np.int64)
+        return np.asarray(drawn, np.int64)

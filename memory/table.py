@@ -21,7 +21,16 @@ from contract import Acted, Inspection, Metrics, Mode, Obs, State, Task, Transit
 from faults import CheckpointError, ConfigError, NonFiniteError, check_choice, check_range
 from rules.planning import evaluate_policy, reachable, value_iteration
 from rules.schedules import linear_schedule
-from rules.tabular import Floats, draw_action, epsilon_greedy, linear_step_size, softmax, td_error, td_update, visit_step_size
+from rules.tabular import (
+    Floats,
+    draw_action,
+    epsilon_greedy,
+    linear_step_size,
+    softmax,
+    td_error,
+    td_update,
+    visit_step_size,
+)
 
 MAX_ENTRIES = 100_000_000
 """Of a table: 0.8 GB of values."""
@@ -297,7 +306,7 @@ class EpsilonGreedy:
         s = self._settings
         if s.epsilon_schedule == "visits":
             visits = np.maximum(self._table.visits[states].sum(axis=1), 1)
-            return np.maximum(s.epsilon_start / visits, s.epsilon_end)
+            return np.asarray(np.maximum(s.epsilon_start / visits, s.epsilon_end))
         return np.full(len(states), self._linear())
 
     def __call__(self, states: States) -> Floats:
@@ -314,7 +323,8 @@ class EpsilonGreedy:
 
 
 class TablePolicy:
-    """Acts on a live table. `train` and `sample` follow the agent's own policy; ties of `greedy` are broken at random."""
+    """Acts on a live table. `train` and `sample` follow the agent's own policy; ties of `greedy` are broken at
+    random."""
 
     def __init__(
         self, index: StateIndex, q: Distribution, own: Distribution, mode: Mode, generator: torch.Generator
@@ -343,7 +353,11 @@ class TablePolicy:
         if self._mode.name in ("train", "sample"):
             return self._own(states)
         value = self._mode.value or 0.0
-        return softmax(self._q(states), value) if self._mode.name == "temperature" else epsilon_greedy(self._q(states), value)
+        return (
+            softmax(self._q(states), value)
+            if self._mode.name == "temperature"
+            else epsilon_greedy(self._q(states), value)
+        )
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state()}

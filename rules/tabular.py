@@ -84,7 +84,7 @@ def visit_step_size(visits: int, scale: float, power: float) -> float:
     Source:
         Even-Dar and Mansour 2003, "Learning rates for Q-learning", JMLR 5, theorems 4 and 5.
     """
-    return min(1.0, scale / visits**power)
+    return min(1.0, scale / float(visits**power))
 
 
 # --- values of a row ----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def epsilon_greedy(q: Floats, epsilon: float | Floats) -> Floats:
     """
     best = q == q.max(axis=-1, keepdims=True)
     share = np.asarray(epsilon, np.float64)[..., None]
-    return share / q.shape[-1] + (1 - share) * best / best.sum(axis=-1, keepdims=True)
+    return np.asarray(share / q.shape[-1] + (1 - share) * best / best.sum(axis=-1, keepdims=True))
 
 
 def softmax(q: Floats, temperature: float) -> Floats:

@@ -189,12 +189,12 @@ def evaluate_now(
         "mean_ep_length": "eval/mean_ep_length",
         "success_rate": "eval/success_rate",
     }
-    row = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
+    row: dict[str, Any] = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
     if isinstance(agent, Inspectable):
         inspection = agent.inspect()
         row |= inspection.metrics
         writer.picture(env_steps, "eval/table", lambda: table_picture(inspection, env.spec.model))
-    writer.write(env_steps, row)  # type: ignore[arg-type]
+    writer.write(env_steps, row)
     return float(figures["mean_reward"])  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
 """Pictures of tables and of learning: what a person should see at a glance.
 
-    value map   colour and number: max_a Q(s, a); arrows: the actions that the policy takes there
-    visit map   how often each state has been learned from
-    curves      mean over seeds, with a band
+value map   colour and number: max_a Q(s, a); arrows: the actions that the policy takes there
+visit map   how often each state has been learned from
+curves      mean over seeds, with a band
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def table_picture(inspection: Inspection, model: Any) -> NDArray[np.uint8] | Non
     if getattr(model, "shape", None) is None:
         return None
     figure = _table_figure(inspection.q, model, inspection.policy, inspection.visits)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -81,8 +81,8 @@ def draw_curves(
 def draw_value_map(axes: Axes, q: Floats, model: Any, policy: Floats | None = None) -> None:
     """Colours the cells of a grid by max_a Q, and draws the policy's moves.
 
-    Each arrow points to where its action most probably leads, so that no names of actions are needed. Cells whose actions
-    are all worth the same are left grey: nothing has been learned there.
+    Each arrow points to where its action most probably leads, so that no names of actions are needed. Cells whose
+    actions are all worth the same are left grey: nothing has been learned there.
 
     Args:
         axes: where.
@@ -136,7 +136,7 @@ def _table_figure(q: Floats, model: Any, policy: Floats | None, visits: NDArray[
 
 def _direction(model: Any, s: int, a: int) -> tuple[int, int]:
     """(down, right), each -1, 0 or 1: the middle of where an action leads to by chance."""
-    rows, columns = model.shape
+    columns = model.shape[1]
     row, column = divmod(s, columns)
     to_row, to_column = np.divmod(model.next_state[s, a], columns)
     weight = model.probability[s, a]

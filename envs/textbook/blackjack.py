@@ -1,7 +1,8 @@
 """The dynamics of Gymnasium's Blackjack as a table: an infinite deck makes every probability a small sum.
 
-`Blackjack-v1` does not tell its dynamics. With the book's rules (`sab=True`), an observation does not tell a natural (an
-ace and a ten from the start) from another soft 21, and the two win differently; the table has states of their own for it.
+`Blackjack-v1` does not tell its dynamics. With the book's rules (`sab=True`), an observation does not tell a natural
+(an ace and a ten from the start) from another soft 21, and the two win differently; the table has states of their own
+for it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def blackjack_model(sab: bool = True) -> tuple[TabularModel, NDArray[np.int64]]:
     """The table of `Blackjack-v1`.
 
     Args:
-        sab: Sutton and Barto's rules, under which a natural beats everything but another natural; else naturals count as
-            21, as in `Blackjack-v1` with `sab=False, natural=False`.
+        sab: Sutton and Barto's rules, under which a natural beats everything but another natural; else naturals count
+            as 21, as in `Blackjack-v1` with `sab=False, natural=False`.
 
     Returns:
-        The model, and for each of its states the number of the observation (player's sum, dealer's card, usable ace) that
-        an agent sees there, counted as `memory.table.StateIndex` does: a policy's table is `policy[observation]`.
+        The model, and for each of its states the number of the observation (player's sum, dealer's card, usable ace)
+        that an agent sees there, counted as `memory.table.StateIndex` does: a policy's table is `policy[observation]`.
     """
     table: dict[int, dict[int, list[Outcome]]] = {}
     for total, dealer, ace in product(range(SUMS), range(DEALER_CARDS), range(ACES)):

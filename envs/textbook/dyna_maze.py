@@ -13,8 +13,8 @@ class DynaMazeEnv(GridEnv):
     """Find the way through a small maze.
 
     ## Description
-    Example 8.1 of Sutton and Barto (2018). A step into a wall or over the edge leaves the agent where it is. The shortest
-    path has 14 steps.
+    Example 8.1 of Sutton and Barto (2018). A step into a wall or over the edge leaves the agent where it is. The
+    shortest path has 14 steps.
 
     ## Action Space
     `Discrete(4)`: up, right, down, left.

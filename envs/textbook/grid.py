@@ -19,10 +19,10 @@ UP, RIGHT, DOWN, LEFT = (-1, 0), (0, 1), (1, 0), (0, -1)
 PIXELS_PER_CELL = 32
 
 
-class GridEnv(gym.Env[int, int]):
+class GridEnv(gym.Env[Any, Any]):
     """Base of the textbook's grids: a table, a start, and a picture."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class GridEnv(gym.Env[int, int]):
         _, self._state, reward, terminated = outcomes[picked]
         return self._state, reward, terminated, False, {}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The grid with the agent as a dot."""
         if self.render_mode is None:
             return None

@@ -11,17 +11,17 @@ LEFT, RIGHT = 0, 1
 A, B, END = 0, 1, 2
 
 
-class MaximizationBiasEnv(gym.Env[int, int]):
+class MaximizationBiasEnv(gym.Env[Any, Any]):
     """Two states that show how the maximum over noisy estimates misleads Q-learning.
 
     ## Description
     Example 6.7 of Sutton and Barto (2018). From A, right ends the episode with reward 0; left leads to B with reward 0,
-    from where every action ends the episode with a reward drawn from N(-0.1, 1). Going left is a mistake, but some action
-    of B always looks good for a while.
+    from where every action ends the episode with a reward drawn from N(-0.1, 1). Going left is a mistake, but some
+    action of B always looks good for a while.
 
     ## Action Space
-    `Discrete(num_actions)`, for both states. In A, even actions go left and odd ones right, so that a random action goes
-    left with probability 1/2. The book has two actions in A; `benchmarks/textbook.py` follows it.
+    `Discrete(num_actions)`, for both states. In A, even actions go left and odd ones right, so that a random action
+    goes left with probability 1/2. The book has two actions in A; `benchmarks/textbook.py` follows it.
 
     ## Observation Space
     `Discrete(3)`: A, B, and the end.
@@ -45,7 +45,7 @@ class MaximizationBiasEnv(gym.Env[int, int]):
     * v0: initial version.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, num_actions: int = 10, mean: float = -0.1) -> None:
         if num_actions < 2 or num_actions % 2:

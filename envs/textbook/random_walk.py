@@ -9,9 +9,10 @@ class RandomWalkEnv(GridEnv):
     """A prediction task: how probable is it to leave a corridor on the right?
 
     ## Description
-    Examples 6.2 and 7.1 of Sutton and Barto (2018). Each step goes left or right with probability 1/2, whatever the agent
-    does: there is one action, so that SARSA becomes TD(0), n-step SARSA n-step TD, and Monte Carlo control prediction.
-    With the default rewards, the value of the k-th cell from the left is k / (num_states + 1) without discount.
+    Examples 6.2 and 7.1 of Sutton and Barto (2018). Each step goes left or right with probability 1/2, whatever the
+    agent does: there is one action, so that SARSA becomes TD(0), n-step SARSA n-step TD, and Monte Carlo control
+    prediction. With the default rewards, the value of the k-th cell from the left is k / (num_states + 1) without
+    discount.
 
     ## Action Space
     `Discrete(1)`: walk on.

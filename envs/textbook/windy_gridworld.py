@@ -37,8 +37,8 @@ class WindyGridworldEnv(GridEnv):
     Empty.
 
     ## Arguments
-    `king_moves=False`, `stand_still=False` (needs `king_moves`), `stochastic_wind=False`: where there is wind, it is one
-    cell stronger, as named, or one cell weaker, with probability 1/3 each.
+    `king_moves=False`, `stand_still=False` (needs `king_moves`), `stochastic_wind=False`: where there is wind, it is
+    one cell stronger, as named, or one cell weaker, with probability 1/3 each.
 
     ## Version History
     * v0: initial version.
@@ -53,7 +53,7 @@ class WindyGridworldEnv(GridEnv):
     ) -> None:
         if stand_still and not king_moves:
             raise ValueError("stand_still needs king_moves")
-        moves = (UP, RIGHT, DOWN, LEFT)
+        moves: tuple[Cell, ...] = (UP, RIGHT, DOWN, LEFT)
         moves += KING_MOVES if king_moves else ()
         moves += ((0, 0),) if stand_still else ()
 

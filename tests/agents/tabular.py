@@ -64,7 +64,9 @@ def lake(limit: int | None = 100, slippery: bool = False) -> TabularModel:
 class Training:
     """An agent, a table environment, and the loop's way to advance."""
 
-    def __init__(self, name: str, model: TabularModel, num_envs: int, total: int, seed: int = 0, **settings: Any) -> None:
+    def __init__(
+        self, name: str, model: TabularModel, num_envs: int, total: int, seed: int = 0, **settings: Any
+    ) -> None:
         streams = Streams(seed)
         algorithm = load_algorithm(name)
         env = TableVecEnv(model, num_envs, streams.numpy("env"))

@@ -107,7 +107,9 @@ def test_learned_values_are_the_discounted_ones() -> None:
 def test_a_reward_for_ever_is_worth_one_over_one_minus_gamma_behind_a_time_limit() -> None:
     """Four states in a circle, reward 1, limit 8: 50 at gamma 0.98, and 7.2 if the limit were taken for a terminal."""
     for name in ("q_learning", "expected_sarsa", "sarsa", "sarsa_lambda", "n_step_sarsa", "softmax_q", "monte_carlo"):
-        settings = {"truncated_episodes": "bootstrap", "step_size_schedule": "constant"} if name == "monte_carlo" else {}
+        settings = (
+            {"truncated_episodes": "bootstrap", "step_size_schedule": "constant"} if name == "monte_carlo" else {}
+        )
         agent = make(name, num_states=4, num_actions=1, gamma=0.98, step_size=0.5, **settings)
         circle = [(t % 4, 0, 1.0, (t + 1) % 4, *([LIMIT] if t == 7 else [])) for t in range(8)]
         feed(agent, *(circle * 250))
@@ -201,9 +203,17 @@ def test_numbers_need_bins(name: str) -> None:
     [
         ("q_learning", {"gamma": 1.5}, r"agent.gamma must be in \[0, 1\], got 1.5"),
         ("q_learning", {"step_size": 0.0}, r"agent.step_size must be in \(0, 1\], got 0"),
-        ("q_learning", {"step_size_schedule": "cosine"}, "agent.step_size_schedule must be one of constant, linear, visits"),
+        (
+            "q_learning",
+            {"step_size_schedule": "cosine"},
+            "agent.step_size_schedule must be one of constant, linear, visits",
+        ),
         ("q_learning", {"epsilon_end": 0.5}, r"agent.epsilon_end must be in \[0, 0.1\], got 0.5"),
-        ("sarsa_lambda", {"trace": "eternal"}, "agent.trace must be one of accumulating, replacing, dutch, got 'eternal'"),
+        (
+            "sarsa_lambda",
+            {"trace": "eternal"},
+            "agent.trace must be one of accumulating, replacing, dutch, got 'eternal'",
+        ),
         ("sarsa_lambda", {"trace_decay": -0.1}, r"agent.trace_decay must be in \[0, 1\], got -0.1"),
         ("n_step_sarsa", {"n_step": 0}, "agent.n_step must be in"),
         ("monte_carlo", {"visit": "last"}, "agent.visit must be one of first, every, got 'last'"),
@@ -224,7 +234,10 @@ def test_settings_outside_their_range_are_one_line(name: str, settings: dict, me
 def test_continuous_actions_and_huge_tables_are_one_line() -> None:
     algorithm = load_algorithm("q_learning")
     for spec, message in (
-        (EnvSpec("Car", Discrete(3), Box(-1, 1, (1,)), 1), "agent=q_learning chooses among discrete actions; Car has Box"),
+        (
+            EnvSpec("Car", Discrete(3), Box(-1, 1, (1,)), 1),
+            "agent=q_learning chooses among discrete actions; Car has Box",
+        ),
         (EnvSpec("Big", MultiDiscrete([10_000] * 3), Discrete(2), 1), "would need a table of 1e.12 states x 2 actions"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -78,7 +78,9 @@ def test_sarsa_waits_for_the_next_action() -> None:
     agent.table.q[1] = [2.0, 4.0]
     feed(agent, (0, 0, 1.0, 1))
     assert agent.table.q[0, 0] == 0.0
-    feed(agent, (1, 0, 2.0, 2, TERMINAL))  # first Q(0,0) = 0.5 * (1 + 0.5 * Q(1,0)) = 1, then Q(1,0) = 2 + 0.5 * (2 - 2)
+    feed(
+        agent, (1, 0, 2.0, 2, TERMINAL)
+    )  # first Q(0,0) = 0.5 * (1 + 0.5 * Q(1,0)) = 1, then Q(1,0) = 2 + 0.5 * (2 - 2)
     assert agent.table.q[0, 0] == 1.0
     assert agent.table.q[1, 0] == 2.0
 
@@ -86,7 +88,9 @@ def test_sarsa_waits_for_the_next_action() -> None:
 def test_sarsa_draws_an_action_for_the_state_behind_a_time_limit() -> None:
     agent = make("sarsa", epsilon_start=0.0, epsilon_end=0.0, **HALF)
     agent.table.q[1] = [2.0, 4.0]
-    feed(agent, (0, 0, 1.0, 1, LIMIT), (2, 0, 0.0, 2))  # greedy: 0.5 * (1 + 0.5 * 4) = 1.5, whatever the next episode does
+    feed(
+        agent, (0, 0, 1.0, 1, LIMIT), (2, 0, 0.0, 2)
+    )  # greedy: 0.5 * (1 + 0.5 * 4) = 1.5, whatever the next episode does
     assert agent.table.q[0, 0] == 1.5
 
 

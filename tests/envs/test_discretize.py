@@ -52,5 +52,5 @@ def test_mountain_car_becomes_discrete() -> None:
 
 
 def test_unknown_way_to_discretize() -> None:
-    with pytest.raises(ConfigError, match="env.discretize must be one of bins"):
+    with pytest.raises(ConfigError, match=r"env\.discretize must be one of bins"):
         GymnasiumSettings("CartPole-v1", discretize="clusters")

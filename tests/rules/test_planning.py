@@ -120,7 +120,10 @@ def test_a_stationary_policy_under_a_time_limit(env_id: str, horizon: int, gamma
 
 @pytest.mark.parametrize(
     ("env_id", "best", "of_optimal", "digits"),
-    [("CliffWalking-v1", -20.7076773987, -50.8000, 1e-4), ("Textbook/WindyGridworld-v0", -17.0483228064, -17.0533, 1e-4)],
+    [
+        ("CliffWalking-v1", -20.7076773987, -50.8000, 1e-4),
+        ("Textbook/WindyGridworld-v0", -17.0483228064, -17.0533, 1e-4),
+    ],
 )
 def test_best_epsilon_soft_policy(env_id: str, best: float, of_optimal: float, digits: float) -> None:
     model = model_of(env_id)

@@ -39,7 +39,8 @@ def test_td_update_reads_no_value_behind_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("accumulating", 1.4), ("replacing", 1.0), ("dutch", 1.3)]  # dutch: 0.75 * 0.4 + 1
+    ("kind", "expected"),
+    [("accumulating", 1.4), ("replacing", 1.0), ("dutch", 1.3)],  # dutch: 0.75 * 0.4 + 1
 )
 def test_the_three_traces_of_a_visited_entry(kind: str, expected: float) -> None:
     assert visited_trace(0.4, kind, 0.25) == pytest.approx(expected)
