@@ -54,7 +54,7 @@ class World:
 WORLDS = {
     "FrozenLake-v1": World(100, 300_000, 1.0),
     "FrozenLake8x8-v1": World(200, 1_000_000, 1.0),
-    "CliffWalking-v1": World(200, 500_000, 0.0),
+    "CliffWalking-v1": World(200, 200_000, 0.0),
     "Taxi-v4": World(200, 500_000, 0.0),
     "Blackjack-v1": World(100, 1_000_000, 0.0),
 }

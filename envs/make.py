@@ -49,7 +49,8 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     bins = None
     if settings.discretize is not None:
         bins = Bins(spec.observation_space, settings.id, settings.bins, settings.low, settings.high)
-        spec = replace(spec, observation_space=bins.space)
+        cut = {"bins": settings.bins, "low": settings.low, "high": settings.high}
+        spec = replace(spec, observation_space=bins.space, protocol={**spec.protocol, **cut})
     return HostVecEnv(
         vector_env,
         spec,

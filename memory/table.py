@@ -123,7 +123,7 @@ class StateIndex:
         else:
             raise ConfigError(
                 f"tabular agents need discrete observations; {env_id} has {type(space).__name__} observations "
-                "(env.discretize=bins or tiles makes numbers discrete; agent=dqn reads them as they are)"
+                "(env.discretize=bins makes numbers discrete; agent=dqn reads them as they are)"
             )
         self.num_states = int(np.prod(sizes, dtype=object))
         self._place = np.array([int(np.prod(sizes[i + 1 :], dtype=object)) for i in range(len(sizes))])
