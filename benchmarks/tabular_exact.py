@@ -102,7 +102,13 @@ CONTESTANTS = {
     "softmax_q_boltzmann": Contestant(
         "softmax_q", "boltzmann", FALLING | {"backup": "expected_sarsa"}, ("FrozenLake-v1",), 3.0
     ),
-    "monte_carlo": Contestant("monte_carlo", "on_policy", {"step_size_power": 0.7}, ("FrozenLake-v1", "Blackjack-v1")),
+    "monte_carlo": Contestant(
+        "monte_carlo",
+        "on_policy",
+        {"step_size_power": 0.7},
+        ("FrozenLake-v1", "Blackjack-v1"),
+        explores_first=True,
+    ),
     "monte_carlo_off_policy": Contestant(
         "monte_carlo", "off_policy", {"off_policy": True}, ("FrozenLake-v1", "Blackjack-v1"), explores_first=True
     ),

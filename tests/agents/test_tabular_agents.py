@@ -1,5 +1,6 @@
 """What all tabular agents have in common: acting, resuming, learning, and refusing what makes no sense."""
 
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,8 +16,8 @@ from envs.tables import tabular_model
 from faults import CheckpointError, ConfigError, NonFiniteError
 from memory.table import StateIndex
 from rules.planning import evaluate_policy, value_iteration
-from rules.tabular import epsilon_greedy, greedy_value, log_sum_exp_value
-from tests.agents.tabular import LEARNERS, LIMIT, TERMINAL, Training, feed, lake, leaves, make
+from rules.tabular import epsilon_greedy, epsilon_soft_value, greedy_value, log_sum_exp_value
+from tests.agents.tabular import LEARNERS, LIMIT, Training, feed, lake, leaves, make
 from training import checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
@@ -82,18 +83,38 @@ def test_the_policy_alone_acts_the_same(name: str) -> None:
         assert actions[0].action.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", [*LEARNERS])
+EXPLORES_FIRST = {"epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_decay_env_steps": 10_000}
+FALLING = {"step_size": 1.0, "step_size_schedule": "visits", "step_size_power": 0.6}
+OFF_POLICY = {
+    "q_learning": EXPLORES_FIRST | FALLING,
+    "double_q_learning": EXPLORES_FIRST | FALLING,
+    "dyna_q": {"step_size": 1.0, "sweeping": "prioritised"},
+    "softmax_q": {"temperature_start": 0.3, "temperature_end": 0.01, "temperature_decay_env_steps": 15_000},
+    "mc_softmax": {"temperature": 0.2},
+}
+ON_POLICY = {
+    "sarsa": {},
+    "expected_sarsa": {},
+    "sarsa_lambda": {"trace_decay": 0.3},
+    "n_step_sarsa": {"n_step": 2},
+    "monte_carlo": {},
+}
+
+
+@pytest.mark.parametrize("name", OFF_POLICY)
 def test_learns_the_way_across_the_frozen_lake(name: str) -> None:
-    exploring = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay_env_steps": 15_000, "step_size": 0.3}
-    own = {
-        "monte_carlo": exploring | {"step_size": 1.0},
-        "softmax_q": {"temperature_start": 0.3, "temperature_end": 0.01, "temperature_decay_env_steps": 15_000},
-        "mc_softmax": {"temperature": 0.2, "step_size": 0.1},
-    }
-    settings = LEARNERS[name] | own.get(name, exploring)
-    training = Training(name, lake(), 8, 20_000, **settings)
+    training = Training(name, lake(), 8, 20_000, **OFF_POLICY[name])
     training.advance(20_000)
     assert training.agent.inspect().metrics["eval/policy_regret"] < 0.02 * 0.951
+
+
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_learns_the_best_way_to_cross_while_exploring(name: str) -> None:
+    training = Training(name, lake(), 8, 20_000, **EXPLORES_FIRST, **FALLING, **ON_POLICY[name])
+    training.advance(20_000)
+    soft, _ = value_iteration(lake(), 0.99, partial(epsilon_soft_value, epsilon=0.1))
+    policy = training.agent.behaviour(np.arange(16))
+    assert evaluate_policy(lake(), policy, 0.99)[0] > 0.97 * epsilon_soft_value(soft, 0.1)[0]
 
 
 def test_learned_values_are_the_discounted_ones() -> None:
@@ -250,10 +271,10 @@ def test_a_table_of_another_environment_is_refused() -> None:
 
 
 def test_a_diverging_table_ends_the_run() -> None:
-    agent = make("sarsa_lambda", step_size=1.0, gamma=1.0, trace="accumulating", trace_decay=1.0)
-    agent.table.q[:] = 1e308
-    with pytest.raises(NonFiniteError, match="an action value is not finite after"), np.errstate(all="ignore"):
-        feed(agent, *[(0, 0, 3e38, 0), (0, 0, -3e38, 0)] * 200, (0, 0, 3e38, 0, TERMINAL))
+    agent = make("q_learning", step_size=1.0, gamma=1.0)
+    agent.table.q[:2] = [[-1e308, -1e308], [1e308, 1e308]]
+    with pytest.raises(NonFiniteError, match=r"an action value is not finite after 1 updates; lower agent\.step_size"):
+        feed(agent, (0, 0, 0.0, 1))
 
 
 def test_epsilon_greedy_is_what_the_policy_does() -> None:

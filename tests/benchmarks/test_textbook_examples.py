@@ -1,5 +1,7 @@
 """Sutton and Barto's learning curves: small versions always, the published ones with `-m slow`."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -75,7 +77,7 @@ def test_many_walks_at_once_equal_the_agents_walk_by_walk(n: int | None, agent: 
         learner = make(agent, 7, 1, gamma=1.0, step_size=0.3, initial_q=0.5, **settings)
         for e, (path, length) in enumerate(episodes):
             steps = [int(s) for s in path[run, : length[run] + 1]]
-            for t, (s, to) in enumerate(zip(steps, steps[1:], strict=False)):
+            for t, (s, to) in enumerate(pairwise(steps)):
                 end = [TERMINAL] if t == length[run] - 1 else []
                 feed(learner, (s, 0, float(to == 6), to, *end))
             rms = np.sqrt(((learner.table.q[1:-1, 0] - WALK) ** 2).mean())
