@@ -53,13 +53,17 @@ class World:
 
 WORLDS = {
     "FrozenLake-v1": World(100, 300_000, 1.0),
-    "FrozenLake8x8-v1": World(200, 1_000_000, 1.0),
+    "FrozenLake8x8-v1": World(200, 1_500_000, 1.0),
     "CliffWalking-v1": World(200, 200_000, 0.0),
     "Taxi-v4": World(200, 500_000, 0.0),
     "Blackjack-v1": World(100, 1_000_000, 0.0),
 }
 FALLING = {"step_size": 0.3, "step_size_schedule": "linear", "step_size_end": 0.002}
-BY_VISITS = {"step_size": 1.0, "step_size_schedule": "visits", "step_size_power": 0.8}
+FALLING_TO_ZERO = {"FrozenLake8x8-v1": {"step_size": 0.2, "step_size_end": 0.0}}
+"""The large lake has nearly equal actions everywhere: only long averages tell them apart."""
+BY_VISITS = {"CliffWalking-v1": {"step_size": 1.0, "step_size_schedule": "visits", "step_size_power": 0.8}}
+"""A fall costs a hundred steps: on-policy values need long averages there, too."""
+LONG_WALKS = {"CliffWalking-v1": 1_000_000}
 CONTROL = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
 
 
@@ -75,12 +79,18 @@ class Contestant:
     share_of_budget: float = 1.0
     explores_first: bool = False
     """Epsilon falls from 1 to 0.1 over the first half of the budget, instead of 0.1 throughout."""
-    on_the_cliff: dict[str, Any] = field(default_factory=dict)
-    """Settings for CliffWalking, where a fall that is a hundred times a step's cost asks for long averages."""
+    by_world: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings that differ in one environment."""
+    env_steps: dict[str, int] = field(default_factory=dict)
+    """Budgets that differ in one environment."""
+
+    def budget(self, env_id: str) -> int:
+        """Environment steps of one training run."""
+        return self.env_steps.get(env_id, int(WORLDS[env_id].env_steps * self.share_of_budget))
 
 
 CONTESTANTS = {
-    "q_learning": Contestant("q_learning", "off_policy", FALLING),
+    "q_learning": Contestant("q_learning", "off_policy", FALLING, by_world=FALLING_TO_ZERO),
     "double_q_learning": Contestant(
         "double_q_learning", "off_policy", FALLING, share_of_budget=3.0, explores_first=True
     ),
@@ -94,10 +104,18 @@ CONTESTANTS = {
         {"step_size": 1.0, "planning_steps": 5, "sweeping": "prioritised", "priority_threshold": 1e-5},
         share_of_budget=0.1,
     ),
-    "sarsa": Contestant("sarsa", "on_policy", FALLING, on_the_cliff=BY_VISITS),
+    "sarsa": Contestant("sarsa", "on_policy", FALLING, by_world=BY_VISITS | FALLING_TO_ZERO, env_steps=LONG_WALKS),
     "expected_sarsa": Contestant("expected_sarsa", "on_policy", FALLING),
-    "sarsa_lambda": Contestant("sarsa_lambda", "on_policy", FALLING | {"trace_decay": 0.3}, on_the_cliff=BY_VISITS),
-    "n_step_sarsa": Contestant("n_step_sarsa", "on_policy", FALLING | {"n_step": 2}, on_the_cliff=BY_VISITS),
+    "sarsa_lambda": Contestant(
+        "sarsa_lambda",
+        "on_policy",
+        FALLING | {"trace_decay": 0.3},
+        by_world=BY_VISITS | FALLING_TO_ZERO,
+        env_steps=LONG_WALKS,
+    ),
+    "n_step_sarsa": Contestant(
+        "n_step_sarsa", "on_policy", FALLING | {"n_step": 2}, by_world=BY_VISITS | FALLING_TO_ZERO, env_steps=LONG_WALKS
+    ),
     "softmax_q_soft": Contestant("softmax_q", "soft", FALLING | {"backup": "soft"}, ("FrozenLake-v1",), 3.0),
     "softmax_q_boltzmann": Contestant(
         "softmax_q", "boltzmann", FALLING | {"backup": "expected_sarsa"}, ("FrozenLake-v1",), 3.0
@@ -105,7 +123,7 @@ CONTESTANTS = {
     "monte_carlo": Contestant(
         "monte_carlo",
         "on_policy",
-        {"step_size_power": 0.7},
+        {"step_size_power": 0.7, "truncated_episodes": "bootstrap"},
         ("FrozenLake-v1", "Blackjack-v1"),
         explores_first=True,
     ),
@@ -113,7 +131,11 @@ CONTESTANTS = {
         "monte_carlo", "off_policy", {"off_policy": True}, ("FrozenLake-v1", "Blackjack-v1"), explores_first=True
     ),
     "mc_softmax": Contestant(
-        "mc_softmax", "own", {"step_size": 0.1, "temperature": 15.0}, ("FrozenLake-v1", "Blackjack-v1"), 3.0
+        "mc_softmax",
+        "own",
+        {"step_size": 0.1, "temperature": 15.0, "truncated_episodes": "bootstrap"},
+        ("FrozenLake-v1", "Blackjack-v1"),
+        3.0,
     ),
 }
 
@@ -135,10 +157,9 @@ def train(contestant: Contestant, env_id: str, seed: int, num_envs: int = 64) ->
     world, streams = WORLDS[env_id], Streams(seed)
     model, observation = world_model(env_id)
     algorithm = load_algorithm(contestant.algorithm)
-    env_steps = int(world.env_steps * contestant.share_of_budget)
+    env_steps = contestant.budget(env_id)
     keys = {"gamma": GAMMA, "initial_q": world.initial_q} | contestant.settings
-    if env_id == "CliffWalking-v1":
-        keys |= contestant.on_the_cliff
+    keys |= contestant.by_world.get(env_id, {})
     if contestant.explores_first:
         keys |= {"epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_decay_env_steps": env_steps // 2}
     if contestant.algorithm == "softmax_q":
@@ -182,7 +203,6 @@ def main(arguments: list[str]) -> int:
     keys = dict(argument.split("=", 1) for argument in arguments)
     seeds = int(keys.get("seeds", 20))
     names = keys["agents"].split(",") if "agents" in keys else list(CONTESTANTS)
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in names:
         contestant = CONTESTANTS[name]
         for env_id in contestant.worlds:
@@ -192,14 +212,20 @@ def main(arguments: list[str]) -> int:
             errors = [error_of(train(contestant, env_id, seed), contestant, env_id) for seed in range(seeds)]
             row = {
                 "measure": contestant.measure,
-                "env_steps": int(WORLDS[env_id].env_steps * contestant.share_of_budget),
-                "settings": {"gamma": GAMMA, **contestant.settings, "explores_first": contestant.explores_first},
+                "env_steps": contestant.budget(env_id),
+                "settings": {
+                    "gamma": GAMMA,
+                    **contestant.settings,
+                    **contestant.by_world.get(env_id, {}),
+                    "explores_first": contestant.explores_first,
+                },
                 "seeds": seeds,
                 "within_1_percent": sum(e <= TOLERANCE for e in errors),
                 "median_error": float(np.median(errors)),
                 "largest_error": float(max(errors)),
                 "seconds": round(time.perf_counter() - began, 1),
             }
+            stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             stored[f"{name} on {env_id}"] = row
             print(
                 f"{name:24s}{env_id:18s}{contestant.measure:11s}{row['env_steps']:>9,} steps  "
