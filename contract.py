@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from faults import ConfigError
@@ -127,7 +128,8 @@ class EnvSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Every setting that a score depends on; printed and stored with each result."""
     model: Any = None
-    """The transition table `P[s][a]`, or another privileged view for planners and oracles; None if there is none."""
+    """The dynamics as a table (`envs.tables.TabularModel`), or another privileged view for planners and oracles; None
+    if there is none."""
 
 
 class VecEnv(Protocol):
@@ -267,6 +269,26 @@ class BringsAdvance(Protocol):
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:
         """Its own way to train on `env`; `make_env(num_envs, stream)` builds more environments for its workers."""
         ...
+
+
+class Inspection(NamedTuple):
+    """What an agent with a table shows of itself. S states, A actions."""
+
+    metrics: Metrics
+    """Exact figures, such as `eval/value_error` and `eval/policy_regret` where the model is known."""
+    q: NDArray[np.float64]
+    """(S, A): action values."""
+    policy: NDArray[np.float64]
+    """(S, A): probabilities of the policy that it stands for."""
+    visits: NDArray[np.int64]
+    """(S, A): updates of each entry."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """An agent whose knowledge is a table: it is written and drawn beside each evaluation."""
+
+    def inspect(self) -> Inspection: ...
 
 
 class Streams:

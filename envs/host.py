@@ -50,6 +50,7 @@ class HostVecEnv:
         resets_by_mask: bool,
         life_loss_is_terminal: bool = False,
         success_return: float | None = None,
+        discretize: Callable[[Tensor], Tensor] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
         """Wraps `vector_env`.
@@ -61,6 +62,7 @@ class HostVecEnv:
             resets_by_mask: whether `reset(seed=<array>, options={"reset_mask": ...})` resets single environments.
             life_loss_is_terminal: report a drop of `info["lives"]` as `terminal` (the episode goes on).
             success_return: an episode with at least this return counts as completed.
+            discretize: (N, ...) numbers -> (N, ...) int64, if agents see numbers as bins.
             timeout_s: seconds after which a step counts as hung.
         """
         self.spec = spec
@@ -72,7 +74,8 @@ class HostVecEnv:
         self._episode_seed = episode_seed
         self._life_loss_is_terminal = life_loss_is_terminal
         self._success_return = success_return
-        self._to_agent = _observation_converter(vector_env.single_observation_space)
+        self._convert = _observation_converter(vector_env.single_observation_space)
+        self._discretize = discretize
         self._discrete = isinstance(spec.action_space, Discrete)
         first_action = vector_env.single_action_space
         self._action_start = int(first_action.start) if isinstance(first_action, Discrete) else 0
@@ -265,6 +268,11 @@ class HostVecEnv:
             raise NonFiniteError(
                 f"{self.spec.env_id}: environment {i} returned a non-finite observation ({self._where(i)})"
             )
+
+    def _to_agent(self, obs: Any) -> Tensor:
+        """The environment's observations as agents see them."""
+        converted = self._convert(obs)
+        return converted if self._discretize is None else self._discretize(converted)
 
     def _where(self, i: int) -> str:
         return f"seed {self._episode_seed(i, int(self._episode[i]))}, step {self._length[i]} of its episode"

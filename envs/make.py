@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -9,8 +10,10 @@ from gymnasium.vector import AutoresetMode
 
 from contract import EnvSpec, Streams
 from envs.atari import make_atari
+from envs.discretize import Bins
 from envs.host import HostVecEnv, agent_view
 from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings, family, known_spec
+from envs.tables import tabular_model
 from faults import EnvError
 
 
@@ -43,11 +46,17 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
             timeout_s=settings.timeout_s,
         )
     vector_env, spec = _make_gymnasium(settings, num_envs)
+    bins = None
+    if settings.discretize is not None:
+        bins = Bins(spec.observation_space, settings.id, settings.bins, settings.low, settings.high)
+        cut = {"bins": settings.bins, "low": settings.low, "high": settings.high}
+        spec = replace(spec, observation_space=bins.space, protocol={**spec.protocol, **cut})
     return HostVecEnv(
         vector_env,
         spec,
         episode_seed,
         resets_by_mask=True,
+        discretize=bins,
         success_return=settings.success_return,
         timeout_s=settings.timeout_s,
     )
@@ -81,7 +90,7 @@ def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vec
         family=family(settings.id),
         max_episode_steps=max_episode_steps,
         protocol={"env_id": settings.id, "max_episode_steps": max_episode_steps, "reward": "raw", **settings.kwargs},
-        model=getattr(inner.unwrapped, "P", None) if inner is not None else None,
+        model=tabular_model(inner, max_episode_steps) if inner is not None else None,
     )
     return vector_env, spec
 

@@ -31,10 +31,22 @@ class GymnasiumSettings:
     """sync: in this process; async: one process per environment, for slow environments."""
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
+    discretize: str | None = None
+    """bins: cut numbers into bins (envs/discretize.py), so that tables can learn; null: leave them as they are."""
+    bins: list[int] = field(default_factory=lambda: [8])
+    """Bins of each number, or one entry for all."""
+    low: list[float] | None = None
+    """Where the bins begin, for each number; null: the environment's own bounds."""
+    high: list[float] | None = None
+    """Where the bins end."""
     timeout_s: float = 60.0
     """The run ends with one line if a step takes longer than this many seconds."""
 
     def __post_init__(self) -> None:
+        if self.discretize is not None:
+            check_choice("env.discretize", self.discretize, ("bins",))
+        for count in self.bins:
+            check_range("env.bins", count, 1, 1_000_000)
         check_choice("env.vectorization", self.vectorization, ("sync", "async"))
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
@@ -93,10 +105,13 @@ EnvSettings = GymnasiumSettings | AtariSettings
 
 
 def register_environments() -> None:
-    """Makes the ids of ALE known to Gymnasium."""
+    """Makes the ids of ALE and of our own environments known to Gymnasium."""
     import ale_py
 
+    from envs import textbook
+
     gym.register_envs(ale_py)
+    textbook.register()
 
 
 def import_modules(arguments: Sequence[str]) -> list[str]:
@@ -124,12 +139,15 @@ def import_modules(arguments: Sequence[str]) -> list[str]:
 def family(env_id: str) -> str:
     """The group of environments whose defaults apply to this id, by where its code lives.
 
-    `ALE/*` is `atari`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is `gymnasium`.
+    `ALE/*` is `atari`, `Textbook/*` is `textbook`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is
+    `gymnasium`.
     """
     spec = gym.registry.get(env_id)
     module = spec.entry_point.split(":")[0] if spec and isinstance(spec.entry_point, str) else ""
     if module.startswith("ale_py."):
         return "atari"
+    if module.startswith("envs.textbook."):
+        return "textbook"
     parts = module.split(".")
     return parts[2] if parts[:2] == ["gymnasium", "envs"] and len(parts) > 3 else "gymnasium"
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,15 @@ class Writer:
                     self._board.add_scalar(name, value, env_steps)
         except OSError as error:
             self._give_up(error)
+
+    def picture(self, env_steps: int, name: str, draw: Callable[[], np.ndarray | None]) -> None:
+        """Adds a picture, (height, width, 3) uint8, to TensorBoard. It is drawn only if someone will see it."""
+        picture = None if self._board is None else draw()
+        if self._board is not None and picture is not None:
+            try:
+                self._board.add_image(name, picture, env_steps, dataformats="HWC")
+            except OSError as error:
+                self._give_up(error)
 
     def text(self, name: str, content: str) -> None:
         """Adds a text to TensorBoard."""

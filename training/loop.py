@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from contract import Advance, Agent, BringsAdvance, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
+from contract import Advance, Agent, BringsAdvance, Inspectable, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
 from faults import CheckpointError, EnvError, NonFiniteError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
 from training.logging import LiveLine, Speed, Tally, Writer
+from training.pictures import table_picture
 from training.process import warn
 from training.run import Run, versions
 
@@ -225,8 +226,12 @@ def evaluate_now(
         "mean_ep_length": "eval/mean_ep_length",
         "success_rate": "eval/success_rate",
     }
-    row = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
-    writer.write(env_steps, row)  # type: ignore[arg-type]
+    row: dict[str, Any] = {tag: figures[name] for name, tag in names.items() if figures[name] is not None}
+    if isinstance(agent, Inspectable):
+        inspection = agent.inspect()
+        row |= inspection.metrics
+        writer.picture(env_steps, "eval/table", lambda: table_picture(inspection, env.spec.model))
+    writer.write(env_steps, row)
     return float(figures["mean_reward"])  # type: ignore[arg-type]
 
 
