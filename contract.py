@@ -44,6 +44,11 @@ State = dict[str, Any]
 """A nested dict whose leaves are tensors, NumPy arrays and JSON values: everything a checkpoint can hold."""
 
 
+def to_device(obs: Obs, device: torch.device) -> Any:
+    """An observation, or any tensor, on `device`."""
+    return {name: part.to(device) for name, part in obs.items()} if isinstance(obs, dict) else obs.to(device)
+
+
 class Transition(NamedTuple):
     """One step of N environments, with every auto-reset already undone. Valid until the environment's next step."""
 
@@ -77,6 +82,10 @@ class Batch(NamedTuple):
     """(B, *obs_shape): s_{t+m}. Its content is meaningless where `discount` is 0."""
     discount: Tensor
     """(B,) float32: gamma**m, or 0 where the chain met a terminal."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(to_device(part, device) for part in self))
 
 
 class Episode(NamedTuple):

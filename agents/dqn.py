@@ -250,15 +250,15 @@ class DQN:
             backbone.center(image)
 
     def _gradient_step(self) -> Metrics:
-        batch = Batch(*(part.to(self._device) for part in self.replay.sample(self._settings.batch_size)))
+        batch = self.replay.sample(self._settings.batch_size).to(self._device)
         loss, q = td_loss(self.q_net, self.target_q_net, batch, self._settings.double)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), self._settings.max_grad_norm)
         if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
             raise NonFiniteError(
-                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm {float(grad_norm):.3g}; "
-                "try a smaller agent.learning_rate"
+                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm "
+                f"{float(grad_norm):.3g}; try a smaller agent.learning_rate"
             )
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()

@@ -97,7 +97,8 @@ class SB3Env(SB3VecEnv):
         assert self._env is not None
         step = self._env.step(self._action)
         transition = step.transition
-        assert isinstance(step.obs, Tensor) and isinstance(transition.next_obs, Tensor)
+        assert isinstance(step.obs, Tensor)
+        assert isinstance(transition.next_obs, Tensor)
         self.obs = step.obs
         self.episodes += step.episodes
         reward = transition.reward.clamp(-1, 1) if self._clip_reward else transition.reward
@@ -183,7 +184,7 @@ class SB3Agent:
                 SB3Env(task.spec, None, settings.clip_reward),
                 device=task.device,
                 seed=task.streams.seed("sb3"),
-                _init_setup_model=False,
+                _init_setup_model=False,  # type: ignore[call-arg]
                 **kwargs,
             )
         except (TypeError, ValueError, AssertionError) as error:

@@ -83,7 +83,7 @@ def cartpole() -> str:
     """Table of CartPole over seeds."""
     result = load("cartpole")
     lines = [
-        "| CartPole-v1, greedy, 100 episodes per seed | seeds at 475 or more | median return | worst | median wall-clock |",
+        "| CartPole-v1, greedy, 100 episodes | seeds at 475 or more | median return | worst | median wall-clock |",
         "|---|---|---|---|---|",
     ]
     for agent, rows in result["runs"].items():
@@ -124,6 +124,28 @@ def speed() -> str:
     )
 
 
+def resume() -> str:
+    """One line per environment of the exact-resume claim."""
+    result = load("exact_resume")
+    lines = [
+        "| killed with SIGKILL and resumed | steps | kills | weights, optimiser, replay, streams, metrics |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        same = "identical SHA-256" if all(row["equal"].values()) else "**differ**"
+        lines.append(f"| {row['env']} | {row['env_steps']:,} | {row['kills']} | {same} |")
+    return "\n".join(lines)
+
+
+def textbook() -> str:
+    """Sutton and Barto's numbers beside ours."""
+    lines = ["| Sutton and Barto, 2nd edition | expected | ours |", "|---|---|---|"]
+    for rows in json.loads((RESULTS / "textbook" / "numbers.json").read_text()).values():
+        for row in rows[:3]:
+            lines.append(f"| {row['example']}: {row['quantity']} | {row['expected']} | {row['ours']:.3g} |")
+    return "\n".join(lines)
+
+
 def picture(x: str, y: str) -> Any:
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -141,17 +163,23 @@ def finish(axes: Any, name: str, title: str) -> None:
     plt.close(axes.figure)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"pong": pong, "cartpole": cartpole, "speed": speed}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "pong": pong,
+    "cartpole": cartpole,
+    "speed": speed,
+    "resume": resume,
+    "textbook": textbook,
+}
 
 
 def main() -> None:
     mpl.use("agg")
     text = README.read_text()
     for name, section in SECTIONS.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        marked = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
         if not marked.search(text):
             raise SystemExit(f"README.md has no section '<!-- {name} -->'")
-        text = marked.sub(lambda match, body=section(): f"{match[1]}{body}\n{match[2]}", text)
+        text = marked.sub(f"<!-- {name} -->\n{section()}\n<!-- /{name} -->".replace("\\", "\\\\"), text)
     README.write_text(text)
 
 

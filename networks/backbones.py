@@ -61,7 +61,7 @@ def make_backbone(
 
 
 def make_input(space: gym.Space[Any]) -> Backbone:
-    """The first layer of an `mlp`: one-hot for discrete observations, else flattened floats (bytes scaled to [0, 1])."""
+    """First layer of an `mlp`: one-hot for discrete observations, else flattened floats (bytes scaled to [0, 1])."""
     if isinstance(space, Discrete):
         return OneHot([int(space.n)])
     if isinstance(space, MultiDiscrete):
@@ -141,8 +141,8 @@ class CNN(Backbone):
             convolutions: (filters, kernel size, stride) of each.
             out_dim: width of the fully connected layer.
             center_pixels: see the class.
-            bfloat16: compute in bfloat16. About 1.6 times as fast on processors that have its instructions (AVX512-BF16,
-                AMX, recent GPUs), many times slower on those that lack them.
+            bfloat16: compute in bfloat16. About 1.6 times as fast where the hardware has instructions for it
+                (AVX512-BF16, AMX, recent GPUs), many times slower where it has not.
         """
         super().__init__()
         planes, *size = image_shape
@@ -157,7 +157,7 @@ class CNN(Backbone):
         self.first, self.rest = layers[0], nn.ModuleList(layers[1:])
         self.linear = nn.Linear(planes * size[0] * size[1], out_dim)
         self.out_dim = out_dim
-        self.center_pixels, self.bfloat16 = center_pixels, bfloat16
+        self.center_pixels, self.computes_bfloat16 = center_pixels, bfloat16
         if center_pixels:
             self.register_buffer("pixel_mean", torch.zeros(image_shape))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -170,7 +170,7 @@ class CNN(Backbone):
         # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as
         # scaling and subtracting on millions of pixels.
         kernel = self.first.weight * (1 / 64 if self.center_pixels else 1 / 255)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.computes_bfloat16):
             x = image.to(torch.float32, memory_format=torch.channels_last)
             x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
             if self.center_pixels:

@@ -393,3 +393,20 @@ def test_hydras_own_command_line_works(tmp_path: Path, flags: list[str]) -> None
     assert result.returncode == 0
     assert "total_env_steps" in result.stdout
     assert result.stderr == ""
+
+
+def test_an_environment_of_ones_own_is_imported_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Own-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run_train("env=Own-v0", f"run_dir={tmp_path}/runs", *SMALL) == 2
+    assert "unknown environment 'Own-v0'" in capfd.readouterr().err
+    assert run_train("import=own_envs", "env=Own-v0", f"run_dir={tmp_path}/runs", *SMALL) == 0
+    run = only_run(tmp_path / "runs")
+    assert run_evaluate("import=own_envs", f"run={run}", "episodes=3") == 0
+    assert run_train("import=no_such_module", "env=Own-v0") == 3
+    assert "import=no_such_module" in capfd.readouterr().err

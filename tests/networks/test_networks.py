@@ -24,10 +24,9 @@ def parameters(module: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "out_dim", "count"),
     [
-        # (4*8*8+1)*32 + (32*4*4+1)*64 + (64*3*3+1)*64 + (64*7*7+1)*512
-        ("nature_cnn", 512, 8_224 + 32_832 + 36_928 + 1_606_144),
-        # (4*8*8+1)*16 + (16*4*4+1)*32 + (32*9*9+1)*256
-        ("nips_cnn", 256, 4_112 + 8_224 + 663_808),
+        # each filter: inputs * kernel**2 weights and a bias; the last layer reads 7 * 7 * 64 or 9 * 9 * 32 numbers
+        ("nature_cnn", 512, 257 * 32 + 513 * 64 + 577 * 64 + 3137 * 512),
+        ("nips_cnn", 256, 257 * 16 + 257 * 32 + 2593 * 256),
     ],
 )
 def test_cnn_sizes(name: str, out_dim: int, count: int) -> None:
