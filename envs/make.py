@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from contract import EnvSpec, Streams
+from contract import EnvSpec, Streams, VecEnv
 from envs.atari import make_atari
 from envs.host import HostVecEnv, agent_view
-from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings, family, known_spec
+from envs.settings import (
+    AtariSettings,
+    DrivingSettings,
+    EnvSettings,
+    GymnasiumSettings,
+    driving_config,
+    family,
+    known_spec,
+)
 from faults import EnvError
 
 
-def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> HostVecEnv:
+def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> VecEnv:
     """Builds `num_envs` environments.
 
     Args:
@@ -32,6 +41,12 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     def episode_seed(env_index: int, episode: int) -> int:
         return streams.seed(f"env/{stream}", env_index, episode)
 
+    if isinstance(settings, DrivingSettings):
+        from envs.driving.vec import make_driving  # only here: kernels take a second to load
+
+        config = driving_config(settings, city_seed=streams.seed(f"cities/{stream}"))
+        seeds = np.array([episode_seed(i, 0) for i in range(num_envs)], np.uint32)
+        return make_driving(settings.id, config, num_envs, seeds, settings.device)
     if isinstance(settings, AtariSettings):
         vector_env, spec = make_atari(settings, num_envs)
         return HostVecEnv(
