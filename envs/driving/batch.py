@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.driving import maps, rules, senses
+from envs.driving import camera, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
 
@@ -62,6 +62,8 @@ class DrivingBatch:
         self.outcome = self._upload(rules.Outcome(), _empty_outcome(num_envs))
         self.action = wp.zeros(num_envs, dtype=wp.int64, device=device)
         parts = SENSES_OF[config.obs]
+        if "camera" in parts:
+            self._film = self._upload(camera.Film(), camera.make_film(self.tables, config.lights))
         self._next_obs = {name: self._observation_array(sense) for name, sense in parts.items()}
         self._obs = [{name: self._observation_array(sense) for name, sense in parts.items()} for _ in range(2)]
         self._turn = 0  # which of the two holds the observation to act on
@@ -176,7 +178,7 @@ class DrivingBatch:
             self._step_launches.append([step, *see_all])
             for turn in range(2):
                 copies = [
-                    _copier(wp.to_torch(self._obs[turn][name]), wp.to_torch(self._next_obs[name]), first, count)
+                    _copier(self._torch_obs[turn][name], self._torch_next_obs[name], first, count)
                     for name in self._obs[turn]
                 ]
                 begin = [*copies, reset_ended, *self._observe_launch(first, count, self._obs[turn], everywhere=0)]
@@ -199,6 +201,8 @@ class DrivingBatch:
                 given = [self._maps, self._rules, self._senses, self.state]
             kernel = _FORM[sense][2]
             inputs = [*given, self.outcome.episode_end, everywhere, out[name]]
+            if sense == "camera":
+                inputs[-1:] = [self._film, out[name], _bytes_of(out[name])]
             launches.append(self._launch(kernel, first, count, inputs))
         return launches
 
@@ -210,6 +214,8 @@ class DrivingBatch:
             return tensor[:, 0]
         if sense == "window":
             return tensor.view(-1, *window_shape(self.config))
+        if sense == "camera":
+            return wp.to_torch(_bytes_of(array)).view(-1, camera.SIZE, camera.SIZE, 3)
         return tensor
 
     def _run(self, launches: list[list[Callable[[], None]]]) -> None:
@@ -232,6 +238,14 @@ def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], 
     return lambda: to.copy_(source)
 
 
+def _bytes_of(words: wp.array) -> wp.array:
+    """(N, W) uint32 -> (N, 4 * W) uint8, the same memory."""
+    n, count = words.shape
+    return wp.array(
+        ptr=words.ptr, dtype=wp.uint8, shape=(n, 4 * count), capacity=words.capacity, device=words.device, copy=False
+    )
+
+
 def _slices(num_envs: int, device: str) -> list[tuple[int, int]]:
     """(first, count) of the environments that each thread steps; a CPU launch runs on one thread."""
     threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
@@ -249,6 +263,7 @@ _FORM: dict[str, tuple[Callable[[DrivingConfig], tuple[int, ...]], Any, Any]] = 
     "state": (lambda config: (1,), wp.int64, senses.observe_state),
     "features": (lambda config: (senses.NUM_FEATURES,), wp.float32, senses.observe_features),
     "window": (lambda config: (int(np.prod(window_shape(config))),), wp.uint8, senses.observe_window),
+    "camera": (lambda config: (camera.SIZE * camera.SIZE * 3 // 4,), wp.uint32, camera.observe_camera),
 }
 """Sense -> shape of its array, its type, and the kernel that fills it."""
 
@@ -260,7 +275,7 @@ def observation_space(config: DrivingConfig, tables: Tables) -> gym.Space[Any]:
         "state": lambda: Discrete(height * width * 12),
         "features": lambda: Box(-1.0, 1.0, (senses.NUM_FEATURES,), np.float32),
         "window": lambda: Box(0, senses.NUM_CODES - 1, window_shape(config), np.uint8),
-        "camera": lambda: Box(0, 255, (84, 84, 3), np.uint8),
+        "camera": lambda: Box(0, 255, (camera.SIZE, camera.SIZE, 3), np.uint8),
     }
     parts = {name: spaces[sense]() for name, sense in SENSES_OF[config.obs].items()}
     return gym.spaces.Dict(parts) if len(parts) > 1 else next(iter(parts.values()))

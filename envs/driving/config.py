@@ -58,11 +58,11 @@ class DrivingConfig:
     """Reaching the goal, which ends the episode."""
     reward_collision: float = -1.0
     """Running into anything, which ends the episode."""
-    reward_red_light: float = -0.25
+    reward_red_light: float = -0.5
     """Each entry into a junction against a red light."""
-    reward_wrong_way: float = -0.05
+    reward_wrong_way: float = -0.2
     """Each cell entered against the direction of its lane."""
-    reward_off_lane: float = -0.05
+    reward_off_lane: float = -0.2
     """Each cell entered beside the lanes, or across one."""
     shaping: float = 0.0
     """Weight of the potential-based progress term `shaping * (gamma * Phi(s') - Phi(s))`, where -Phi(s) is the length of
@@ -101,7 +101,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Driving/Tabular-v0": {"city": "village", "obs": "state", "min_route": 1, "time_limit": 100},
     "Driving/Route-v0": {},
     "Driving/Traffic-v0": {"cars": 10, "pedestrians": 6, "lights": True},
-    "Driving/LaneKeep-v0": {"city": "highway", "drift_chance": 0.1, "min_route": 30},
+    "Driving/LaneKeep-v0": {"city": "highway", "drift_chance": 0.1, "min_route": 30, "reward_off_lane": -0.05},
     "Driving/Events-v0": {"cars": 6, "pedestrians": 4, "lights": True, "event_chance": 0.05},
 }
 """What each id changes of the defaults above."""

@@ -56,7 +56,7 @@ class Painter:
                 first, step, length = self._tables.crossing[city, crossing]
                 heading = (1 if step == 1 else 2) + (0 if direction > 0 else 2)
                 r, c = self._tables.position(int(first + (place + 1) * step))
-                kerb = 0.36 * ((place < 0) - (place == length))  # who waits stands at the edge of the road
+                kerb = 0.36 * (int(place < 0) - int(place == length))  # who waits stands at the edge of the road
                 self._paste(picture, "person", (r + kerb * (step != 1), c + kerb * (step == 1)), heading % 4)
         event, pose, _ = (int(x) for x in state["event"])
         if event != NO_EVENT:
