@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from contract import EnvSpec, Streams, VecEnv
 from envs.atari import make_atari
@@ -41,12 +42,18 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     def episode_seed(env_index: int, episode: int) -> int:
         return streams.seed(f"env/{stream}", env_index, episode)
 
+    def first_seeds() -> NDArray[np.uint32]:
+        return np.array([episode_seed(i, 0) for i in range(num_envs)], np.uint32)
+
     if isinstance(settings, DrivingSettings):
         from envs.driving.vec import make_driving  # only here: kernels take a second to load
 
         config = driving_config(settings, city_seed=streams.seed(f"cities/{stream}"))
-        seeds = np.array([episode_seed(i, 0) for i in range(num_envs)], np.uint32)
-        return make_driving(settings.id, config, num_envs, seeds, settings.device)
+        return make_driving(settings.id, config, num_envs, first_seeds(), settings.device)
+    if isinstance(settings, GymnasiumSettings) and settings.vectorization == "device":
+        from envs.device.cartpole import make_cartpole
+
+        return make_cartpole(num_envs, first_seeds())
     if isinstance(settings, AtariSettings):
         vector_env, spec = make_atari(settings, num_envs)
         return HostVecEnv(

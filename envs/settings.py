@@ -29,14 +29,18 @@ class GymnasiumSettings:
     max_episode_steps: int | None = None
     """Time limit in environment steps; null keeps the id's own."""
     vectorization: str = "sync"
-    """sync: in this process; async: one process per environment, for slow environments."""
+    """sync: in this process; async: one process per environment, for slow environments; device: CartPole-v1 as a kernel
+    (`envs/device/cartpole.py`), for thousands of environments."""
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
     timeout_s: float = 60.0
     """The run ends with one line if a step takes longer than this many seconds."""
 
     def __post_init__(self) -> None:
-        check_choice("env.vectorization", self.vectorization, ("sync", "async"))
+        check_choice("env.vectorization", self.vectorization, ("sync", "async", "device"))
+        plain = not self.kwargs and self.max_episode_steps is None and self.success_return is None
+        if self.vectorization == "device" and not (self.id == "CartPole-v1" and plain):
+            raise ConfigError("env.vectorization=device exists for CartPole-v1 with its own settings; use sync or async")
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
             check_range("env.max_episode_steps", self.max_episode_steps, 1, None)

@@ -19,7 +19,6 @@ from envs.driving import camera, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
 
-wp.config.log_level = wp.LOG_WARNING
 MIN_ENVS_PER_THREAD = 256
 """A smaller slice is done before a second thread has woken up."""
 ACTIONS = ("keep", "left", "right", "accelerate", "brake")
