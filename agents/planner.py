@@ -54,12 +54,9 @@ def make_agent(settings: Settings, task: Task) -> Planner:
     Raises:
         ConfigError: if the environment has no model to plan with.
     """
-    model = task.spec.model
-    if isinstance(model, dict):
-        return Planner(greedy_actions(model, settings.gamma))
-    if isinstance(model, Prospects):
-        return Planner(None, model)
-    raise ConfigError(f"agent=planner needs an environment with a model, which {task.spec.env_id} has not")
+    if not isinstance(task.spec.model, dict | Prospects):
+        raise ConfigError(f"agent=planner needs an environment with a model, which {task.spec.env_id} has not")
+    return Planner(settings.gamma, task.spec.model)
 
 
 def greedy_actions(table: dict[int, dict[int, list[tuple[float, int, float, bool]]]], gamma: float) -> Tensor:
@@ -83,10 +80,15 @@ def greedy_actions(table: dict[int, dict[int, list[tuple[float, int, float, bool
 
 
 class PlannerPolicy:
-    """Plans anew at every step."""
+    """Plans anew at every step, or with a table once."""
 
-    def __init__(self, best_action: Tensor | None, view: Prospects | None) -> None:
-        self._best_action, self._view = best_action, view
+    def __init__(self, gamma: float, model: Any) -> None:
+        self._gamma = gamma
+        self.read_model(model)
+
+    def read_model(self, model: Any) -> None:
+        self._view = None if isinstance(model, dict) else model
+        self._best_action = greedy_actions(model, self._gamma) if isinstance(model, dict) else None
 
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
         if self._best_action is not None:
@@ -111,11 +113,11 @@ class Planner:
 
     memory_bytes = 0
 
-    def __init__(self, best_action: Tensor | None, view: Any = None) -> None:
-        self._best_action, self._view = best_action, view
+    def __init__(self, gamma: float, model: Any) -> None:
+        self._gamma, self._model = gamma, model
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> PlannerPolicy:
-        return PlannerPolicy(self._best_action, self._view)
+        return PlannerPolicy(self._gamma, self._model)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         pass

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from contract import EnvSpec, Streams, VecEnv
 from envs.atari import make_atari
+from envs.driving.config import DrivingConfig
 from envs.host import HostVecEnv, agent_view
 from envs.settings import (
     AtariSettings,
@@ -48,7 +49,7 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     if isinstance(settings, DrivingSettings):
         from envs.driving.vec import make_driving  # only here: kernels take a second to load
 
-        config = driving_config(settings, city_seed=streams.seed(f"cities/{stream}"))
+        config = driving_config_of(settings, streams, stream)
         return make_driving(settings.id, config, num_envs, first_seeds(), settings.device)
     if isinstance(settings, GymnasiumSettings) and settings.vectorization == "device":
         from envs.device.cartpole import make_cartpole
@@ -73,6 +74,12 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
         success_return=settings.success_return,
         timeout_s=settings.timeout_s,
     )
+
+
+def driving_config_of(settings: DrivingSettings, streams: Streams, stream: str) -> DrivingConfig:
+    """Every parameter of a driving environment. Unless `env.city_seed` is set, each stream has cities of its own: those
+    of the evaluation are never seen in training."""
+    return driving_config(settings, city_seed=streams.seed(f"cities/{stream}"))
 
 
 def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vector.VectorEnv[Any, Any, Any], EnvSpec]:

@@ -40,7 +40,9 @@ class GymnasiumSettings:
         check_choice("env.vectorization", self.vectorization, ("sync", "async", "device"))
         plain = not self.kwargs and self.max_episode_steps is None and self.success_return is None
         if self.vectorization == "device" and not (self.id == "CartPole-v1" and plain):
-            raise ConfigError("env.vectorization=device exists for CartPole-v1 with its own settings; use sync or async")
+            raise ConfigError(
+                "env.vectorization=device exists for CartPole-v1 with its own settings; use sync or async"
+            )
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
             check_range("env.max_episode_steps", self.max_episode_steps, 1, None)

@@ -10,6 +10,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -63,10 +64,17 @@ class Answer:
 
 @wp.func
 def sine_ratio(square: wp.float64) -> wp.float64:
-    """sin(x) / x by its series, from x squared: exact to the last bit or two for |x| below 0.3, where poles still stand."""
+    """sin(x) / x by its series, from x squared: exact to a bit or two for |x| below 0.3, where poles still stand."""
     return wp.float64(1.0) - square * wp.float64(1.0 / 6.0) * (
         wp.float64(1.0)
-        - square * wp.float64(1.0 / 20.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 42.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 72.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 110.0))))
+        - square
+        * wp.float64(1.0 / 20.0)
+        * (
+            wp.float64(1.0)
+            - square
+            * wp.float64(1.0 / 42.0)
+            * (wp.float64(1.0) - square * wp.float64(1.0 / 72.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 110.0)))
+        )
     )
 
 
@@ -75,7 +83,14 @@ def cosine(square: wp.float64) -> wp.float64:
     """cos(x) by its series, from x squared."""
     return wp.float64(1.0) - square * wp.float64(1.0 / 2.0) * (
         wp.float64(1.0)
-        - square * wp.float64(1.0 / 12.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 30.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 56.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 90.0))))
+        - square
+        * wp.float64(1.0 / 12.0)
+        * (
+            wp.float64(1.0)
+            - square
+            * wp.float64(1.0 / 30.0)
+            * (wp.float64(1.0) - square * wp.float64(1.0 / 56.0) * (wp.float64(1.0) - square * wp.float64(1.0 / 90.0)))
+        )
     )
 
 
@@ -94,12 +109,12 @@ def begin(carts: Carts, i: int) -> wp.vec4d:
 
 
 @wp.kernel
-def reset(first: int, carts: Carts):
+def reset(first: int, carts: Carts) -> None:
     begin(carts, first + wp.tid())
 
 
 @wp.kernel
-def observe(first: int, carts: Carts, obs: wp.array(dtype=wp.vec4f)):
+def observe(first: int, carts: Carts, obs: wp.array(dtype=wp.vec4f)) -> None:
     i = first + wp.tid()
     obs[i] = wp.vec4f(carts.physics[i])
 
@@ -112,7 +127,7 @@ def step(
     answer: Answer,
     next_obs: wp.array(dtype=wp.vec4f),
     obs: wp.array(dtype=wp.vec4f),
-):
+) -> None:
     """One step; where it ends the episode the next one begins. `next_obs` is the true one, `obs` what to act on."""
     i = first + wp.tid()
     s = carts.physics[i]
@@ -169,7 +184,7 @@ class CartPoleBatch:
         def record(kernel: Any, inputs: list[Any]) -> list[wp.Launch]:
             return [
                 wp.launch(kernel, b - a, inputs=[a, *inputs], device=device, record_cmd=True)
-                for a, b in zip(bounds, bounds[1:], strict=False)
+                for a, b in itertools.pairwise(bounds)
             ]
 
         self._reset = record(reset, [self.carts])
@@ -233,8 +248,6 @@ def make_cartpole(num_envs: int, seeds: NDArray[np.uint32], device: str = "cpu")
     def finished(ended: NDArray[np.int64]) -> list[Episode]:
         length = batch.answer.ended_time.numpy()[ended].tolist()
         keys = batch.answer.ended_key.numpy()[ended].tolist()
-        return [
-            Episode(i, float(n), n, seed=key) for i, n, key in zip(ended.tolist(), length, keys, strict=True)
-        ]
+        return [Episode(i, float(n), n, seed=key) for i, n, key in zip(ended.tolist(), length, keys, strict=True)]
 
     return DeviceVecEnv(batch, spec, seeds, finished)

@@ -96,6 +96,9 @@ class DeviceVecEnv:
         ended = np.flatnonzero(self.batch.episode_end.cpu().numpy())
         return Step(transition, as_agents_see(self.batch.obs), self._finished(ended) if len(ended) else [])
 
+    def seed_of(self, env_index: int) -> int:
+        return int(np.asarray(self.batch.state_dict()["key"])[env_index])
+
     def close(self) -> None:
         self.batch.close()
 

@@ -1,15 +1,15 @@
 """Driving: a city of lanes, lights, cars and pedestrians, stepped in batches, with an exact optimum.
 
-    config.py    every parameter, and what each id sets it to
-    maps.py      drawings and generated cities
-    routes.py    shortest paths
-    tables.py    all that is known of the cities beforehand
-    rules.py     the rules, as kernels
-    senses.py    what the ego perceives, as kernels
-    batch.py     N environments on one device
-    oracle.py    transition table, value iteration, time to the goal
-    render.py    pictures
-    env.py       Gymnasium's classes
+config.py    every parameter, and what each id sets it to
+maps.py      drawings and generated cities
+routes.py    shortest paths
+tables.py    all that is known of the cities beforehand
+rules.py     the rules, as kernels
+senses.py    what the ego perceives, as kernels
+batch.py     N environments on one device
+oracle.py    transition table, value iteration, time to the goal
+render.py    pictures
+env.py       Gymnasium's classes
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import warp as wp
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
@@ -39,8 +39,8 @@ class DrivingBatch:
     """The state of N environments and the launches that advance it.
 
     `step` takes `action`, advances every environment and leaves the result in `next_obs` and `outcome`. `reset_ended`
-    then begins new episodes where some have ended and leaves in `obs` what to act on next. Neither waits for the device,
-    and both launch what was recorded when the batch was built.
+    then begins new episodes where some have ended and leaves in `obs` what to act on next. Neither waits for the
+    device, and both launch what was recorded when the batch was built.
     """
 
     def __init__(self, config: DrivingConfig, num_envs: int, device: str = "cpu") -> None:
@@ -250,7 +250,7 @@ def _slices(num_envs: int, device: str) -> list[tuple[int, int]]:
     threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
     threads = max(1, min(threads, num_envs // MIN_ENVS_PER_THREAD))
     bounds = [num_envs * k // threads for k in range(threads + 1)]
-    return [(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(a, b - a) for a, b in itertools.pairwise(bounds)]
 
 
 def window_shape(config: DrivingConfig) -> tuple[int, int]:
@@ -342,7 +342,9 @@ def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
         "event": (n, 3),
         "taken": (n, words),
     }
-    return {name: np.zeros(shape, wp.dtype_to_numpy(rules.State.vars[name].type.dtype)) for name, shape in shapes.items()}
+    return {
+        name: np.zeros(shape, wp.dtype_to_numpy(rules.State.vars[name].type.dtype)) for name, shape in shapes.items()
+    }
 
 
 def _empty_outcome(n: int) -> Arrays:

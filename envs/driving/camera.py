@@ -1,7 +1,7 @@
 """The egocentric camera, as a Warp kernel: 84 x 84 pixels, 7 x 7 cells, the ego in the last row but one, ahead is up.
 
-The cities are drawn once (`sprites.draw_city`) and cut into cells; equal cells share one tile. A frame is 49 tiles, copied
-four bytes at a time, with sprites blended over them.
+The cities are drawn once (`sprites.draw_city`) and cut into cells; equal cells share one tile. A frame is 49 tiles,
+copied four bytes at a time, with sprites blended over them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from envs.driving import sprites
 from envs.driving.rules import (
-    CHILD,
-    CLOSURE,
     NO_EVENT,
     TIME,
     Maps,
@@ -33,7 +31,12 @@ wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll":
 
 CELL_PIXELS, CELLS, ROWS_AHEAD = 12, 7, 5
 SIZE = CELL_PIXELS * CELLS
-PIXELS, COUNT, AHEAD, HALF = wp.constant(CELL_PIXELS), wp.constant(CELLS), wp.constant(ROWS_AHEAD), wp.constant(CELLS // 2)
+PIXELS, COUNT, AHEAD, HALF = (
+    wp.constant(CELL_PIXELS),
+    wp.constant(CELLS),
+    wp.constant(ROWS_AHEAD),
+    wp.constant(CELLS // 2),
+)
 ROW_WORDS, TILE_WORDS = wp.constant(SIZE * 3 // 4), wp.constant(CELL_PIXELS * 3 // 4)
 ROW_BYTES = wp.constant(SIZE * 3)
 NAMES = (
@@ -88,7 +91,7 @@ def view_place(width: int, ego_cell: int, heading: int, cell: int) -> int:
 @wp.func
 def blend(
     out: wp.array2d(dtype=wp.uint8), sprite: wp.array2d(dtype=wp.uint8), i: int, which: int, turned: int, place: int
-):
+) -> None:
     """Lays a sprite, turned by quarters, over a place of the picture."""
     if place < 0:
         return
@@ -117,7 +120,7 @@ def observe_camera(
     film: Film,
     words: wp.array2d(dtype=wp.uint32),
     out: wp.array2d(dtype=wp.uint8),
-):
+) -> None:
     """Writes (N, 84 * 84 * 3) uint8; `words` is the same memory, four bytes at a time."""
     i = first + wp.tid()
     if all_of_them == 0 and not only[i]:
@@ -144,9 +147,7 @@ def observe_camera(
             if is_green(rules.green_steps, rules.clear_steps, signal, approach - 1, state.tally[i, TIME]):
                 lamp = LAMP + 1
             blend(out, film.sprite, i, lamp, approach - 1 - heading, place)
-    blend(
-        out, film.sprite, i, GOAL, 0, view_place(maps.width, cell, heading, maps.goal[city, state.goal[i]])
-    )
+    blend(out, film.sprite, i, GOAL, 0, view_place(maps.width, cell, heading, maps.goal[city, state.goal[i]]))
     if knows_route(maps, senses, state, i):
         advice = advice_of(maps, state, i)
         if (advice & 3) > 1 and (advice >> 2) <= AHEAD:

@@ -65,8 +65,8 @@ class DrivingConfig:
     reward_off_lane: float = -0.2
     """Each cell entered beside the lanes, or across one."""
     shaping: float = 0.0
-    """Weight of the potential-based progress term `shaping * (gamma * Phi(s') - Phi(s))`, where -Phi(s) is the length of
-    the shortest route from s, in cells, and Phi is 0 at the end of an episode."""
+    """Weight of the potential-based progress term `shaping * (gamma * Phi(s') - Phi(s))`, where -Phi(s) is the length
+    of the shortest route from s, in cells, and Phi is 0 at the end of an episode."""
     shaping_gamma: float = 0.99
     """The gamma of the progress term. The optimum stays what it is if it equals the learner's."""
 

@@ -26,11 +26,11 @@ class DrivingEnv(gym.Env[Any, int], EzPickle):
 
     ## Description
 
-    A city is a grid of cells: lanes with a permitted direction, junctions (some with traffic lights), crosswalks, verges,
-    roadworks, buildings. The ego has a position, a heading and a speed of 0 to 2 cells per step, and enters the cells on
-    its way one by one. Other cars follow their lanes, obey lights, queue and turn at random; pedestrians use the
-    crosswalks; unannounced, a car may stop ahead, a lane may be closed, a child may run out. The rules are written once,
-    as Warp kernels (`envs/driving/rules.py`); this environment is a batch of one.
+    A city is a grid of cells: lanes with a permitted direction, junctions (some with traffic lights), crosswalks,
+    verges, roadworks, buildings. The ego has a position, a heading and a speed of 0 to 2 cells per step, and enters the
+    cells on its way one by one. Other cars follow their lanes, obey lights, queue and turn at random; pedestrians use
+    the crosswalks; unannounced, a car may stop ahead, a lane may be closed, a child may run out. The rules are written
+    once, as Warp kernels (`envs/driving/rules.py`); this environment is a batch of one.
 
     | id | task |
     |---|---|
@@ -52,10 +52,10 @@ class DrivingEnv(gym.Env[Any, int], EzPickle):
     | `state` | `Discrete(H * W * 12)`: `((row * W + column) * 4 + heading) * 3 + speed` |
     | `features` | `Box(-1, 1, (86,))`: speed, heading, lane, route, light and a 16-ray radar (`senses.NUM_FEATURES`) |
     | `window` | `Box(0, 31, (view_range + 3, about the same), uint8)`: codes of the cells ahead (`senses.NUM_CODES`) |
-    | `camera` | `Box(0, 255, (84, 84, 3), uint8)`: 7 x 7 cells in colour, the ego in the last row but one |
+    | `camera` | `Box(0, 255, (84, 84, 3), uint8)`: 7 x 7 cells in colour, 5 ahead, whatever `view_range` |
     | `fusion` | `Dict(camera, map, radar)`: `camera`, `window` and `features` at once |
 
-    All are egocentric, ahead is up, and reach `view_range` cells.
+    `features` and `window` are egocentric like the camera (ahead is up) and reach `view_range` cells.
 
     ## Rewards
 
@@ -90,9 +90,7 @@ class DrivingEnv(gym.Env[Any, int], EzPickle):
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(
-        self, env_id: str = "Driving/Traffic-v0", render_mode: str | None = None, **parameters: Any
-    ) -> None:
+    def __init__(self, env_id: str = "Driving/Traffic-v0", render_mode: str | None = None, **parameters: Any) -> None:
         """Builds the environment.
 
         Args:
@@ -134,7 +132,13 @@ class DrivingEnv(gym.Env[Any, int], EzPickle):
         self._action[0] = action
         self.batch.step()
         terminated = bool(self._terminal[0])
-        return self._observation(), float(self._reward[0]), terminated, bool(self._end[0]) and not terminated, self._info()
+        return (
+            self._observation(),
+            float(self._reward[0]),
+            terminated,
+            bool(self._end[0]) and not terminated,
+            self._info(),
+        )
 
     def render(self) -> NDArray[np.uint8] | str | None:
         if self.render_mode == "ansi":

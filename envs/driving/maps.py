@@ -18,6 +18,7 @@ other such cells in between notwithstanding.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def read_city(text: str, name: str = "map") -> City:
     if not rows or not rows[0]:
         raise ConfigError(f"{name}: the map is empty")
     if max(len(rows), len(rows[0])) > MAX_CELLS:
-        raise ConfigError(f"{name}: maps have at most {MAX_CELLS} x {MAX_CELLS} cells, this one {len(rows)} x {len(rows[0])}")
+        raise ConfigError(
+            f"{name}: maps have at most {MAX_CELLS} x {MAX_CELLS} cells, this one {len(rows)} x {len(rows[0])}"
+        )
     for r, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ConfigError(f"{name}: line {r + 1} has {len(row)} cells, line 1 has {len(rows[0])}")
@@ -94,9 +97,7 @@ def read_city(text: str, name: str = "map") -> City:
     lanes = _lane_directions(drawing)
     for r, c in np.argwhere(np.isin(drawing, list(_DERIVED)) & (lanes == 0)):
         raise ConfigError(f"{name}: '{drawing[r, c]}' in line {r + 1}, column {c + 1} is on no lane")
-    starts = [
-        (r, c, h) for r, c in np.argwhere(drawing == "S") for h in range(4) if lanes[r, c] >> h & 1
-    ]
+    starts = [(r, c, h) for r, c in np.argwhere(drawing == "S") for h in range(4) if lanes[r, c] >> h & 1]
     return City(
         kind=kind,
         lanes=lanes,
@@ -125,7 +126,7 @@ def load_city(name: str) -> City:
 
 
 def _lane_directions(drawing: NDArray[np.str_]) -> NDArray[np.uint8]:
-    """(H, W) characters -> (H, W) permitted headings. Flow spreads through derived cells both ways along each heading."""
+    """(H, W) characters -> (H, W) permitted headings; flow spreads through derived cells both ways along a heading."""
     derived = np.isin(drawing, list(_DERIVED))
     lanes = np.zeros(drawing.shape, np.uint8)
     for arrow, heading in _ARROWS.items():
@@ -222,7 +223,7 @@ def _streets(rng: np.random.Generator, size: int) -> list[tuple[int, dict[str, s
 
 def _blocks(streets: list[tuple[int, dict[str, str]]]) -> list[tuple[int, int]]:
     """First and one past last cell of the ground between two streets."""
-    return [(a + len(arrows["vertical"]), b) for (a, arrows), (b, _) in zip(streets, streets[1:], strict=False)]
+    return [(a + len(arrows["vertical"]), b) for (a, arrows), (b, _) in itertools.pairwise(streets)]
 
 
 def _furnish_segment(rng: np.random.Generator, cells: NDArray[np.str_], wildness: float) -> None:

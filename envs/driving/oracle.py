@@ -1,4 +1,4 @@
-"""Exact answers: the transition table of a small city, its optimal values, and the time that every state is from its goal."""
+"""Exact answers: the transition table of a small city, its optimal values, the time from every state to its goal."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 import numpy as np
@@ -50,7 +51,9 @@ class Painter:
         self._paste(picture, "goal", self._tables.position(int(self._tables.goal[city, state["goal"]])), 0)
         for j, pose in enumerate(state["car"]):
             if pose >= 0:
-                self._paste(picture, f"car{j % len(sprites.PAINTS)}", self._tables.position(int(pose) >> 2), int(pose) & 3)
+                self._paste(
+                    picture, f"car{j % len(sprites.PAINTS)}", self._tables.position(int(pose) >> 2), int(pose) & 3
+                )
         for crossing, place, direction in state["walker"]:
             if crossing >= 0:
                 first, step, length = self._tables.crossing[city, crossing]
@@ -80,9 +83,9 @@ class Painter:
         for r, c in np.argwhere((drawn.lanes > 0) & (drawn.signal == 0)):
             for heading, (dr, dc) in enumerate(STEPS):
                 y, x = r + dr, c + dc
-                if drawn.lanes[r, c] >> heading & 1 and 0 <= y < len(drawn.lanes) and 0 <= x < len(drawn.lanes[0]):
-                    if drawn.signal[y, x]:
-                        found.append((int(r), int(c), heading, int(drawn.signal[y, x])))
+                inside = 0 <= y < len(drawn.lanes) and 0 <= x < len(drawn.lanes[0])
+                if drawn.lanes[r, c] >> heading & 1 and inside and drawn.signal[y, x]:
+                    found.append((int(r), int(c), heading, int(drawn.signal[y, x])))
         return found
 
     def _draw_route(self, picture: sprites.Image, city: int, goal: int, pose: int) -> None:
@@ -106,7 +109,7 @@ class Painter:
         if not self._trail or self._trail[-1] != here:
             self._trail.append(here)
         points = list(self._trail)
-        for k, (a, b) in enumerate(zip(points, points[1:], strict=False)):
+        for k, (a, b) in enumerate(itertools.pairwise(points)):
             self._line(picture, a, b, 0.14, sprites.TRAIL, 0.15 + 0.75 * (k + 1) / TRAIL_LENGTH)
 
     def _centre(self, pose: int) -> tuple[float, float]:
@@ -143,13 +146,16 @@ class Painter:
 
 
 def draw_ansi(batch: DrivingBatch) -> str:
-    """Environment 0 of a batch as text: the ego `A > V <` in bold, cars lower case, `i` people, `X` events, `$` the goal."""
+    """Environment 0 of a batch as text: the ego `A > V <`, cars `^ > v <`, people `i`, events `X`, the goal `$`."""
     state = {name: array[0] for name, array in batch.state_dict().items()}
     tables, city = batch.tables, int(state["city"])
     drawn = tables.cities[city]
     marks = {BUILDING: "█", PARK: "♣", VERGE: ",", JUNCTION: "+", CROSSWALK: "=", ROADWORKS: "#"}
     lanes = {1: "↑", 2: "→", 4: "↓", 8: "←"}
-    text = [[marks.get(int(k), lanes.get(int(b), "+")) for k, b in zip(*row, strict=True)] for row in zip(drawn.kind, drawn.lanes, strict=True)]
+    text = [
+        [marks.get(int(k), lanes.get(int(b), "+")) for k, b in zip(*row, strict=True)]
+        for row in zip(drawn.kind, drawn.lanes, strict=True)
+    ]
 
     def put(cell: int, mark: str) -> None:
         r, c = tables.position(cell)

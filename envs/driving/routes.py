@@ -98,7 +98,9 @@ def distances(
         next_task, next_state = _expand(first, before, task, state)
         if through is not None and level == 1:
             passing = _expand(*_predecessors(through), task, state)
-            next_task, next_state = (np.concatenate(pair) for pair in zip((next_task, next_state), passing, strict=True))
+            next_task, next_state = (
+                np.concatenate(pair) for pair in zip((next_task, next_state), passing, strict=True)
+            )
         new = distance[next_task, next_state] == UNREACHABLE
         task, state = next_task[new], next_state[new]
         flat = np.unique(task * states + state)
@@ -146,9 +148,7 @@ def strong_component(city: City, pose: int) -> NDArray[np.bool_]:
     return to_pose & reached
 
 
-def manoeuvres(
-    moves: NDArray[np.int32], distance: NDArray[np.int16]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def manoeuvres(moves: NDArray[np.int32], distance: NDArray[np.int16]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """What a navigator would say at every pose: the next turn or lane change of the shortest route, and how far it is.
 
     Args:

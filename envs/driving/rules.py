@@ -202,7 +202,7 @@ def is_taken(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int) -> bool:
 
 
 @wp.func
-def flip(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int):
+def flip(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int) -> None:
     """Takes a free cell, or frees a taken one."""
     taken[i, cell >> 5] = taken[i, cell >> 5] ^ (wp.uint32(1) << wp.uint32(cell & 31))
 
@@ -265,7 +265,7 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
 
 
 @wp.func
-def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int):
+def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
     city = state.city[i]
     time = state.tally[i, TIME]
     for j in range(state.car.shape[1]):
@@ -305,7 +305,7 @@ def walker_cell(maps: Maps, state: State, i: int, j: int) -> int:
 
 
 @wp.func
-def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int):
+def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
     city = state.city[i]
     for j in range(state.walker.shape[1]):
         crossing = state.walker[i, j, 0]
@@ -330,7 +330,7 @@ def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int):
 
 
 @wp.func
-def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int):
+def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int) -> None:
     """Something happens 3 to 5 cells ahead, if a plain, free lane leads there."""
     city = state.city[i]
     key = state.key[i]
@@ -361,7 +361,7 @@ def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int):
 
 
 @wp.func
-def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int):
+def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int) -> None:
     """A child runs across the road to the ego's left; cars and closures stay for their time."""
     time = state.tally[i, TIME]
     kind = state.event[i, 0]
@@ -392,7 +392,7 @@ def potential(maps: Maps, rules: Rules, state: State, i: int) -> float:
 
 
 @wp.func
-def begin(maps: Maps, state: State, i: int):
+def begin(maps: Maps, state: State, i: int) -> None:
     """Begins the next episode of environment i."""
     key = episode_key(state.seed[i], state.episode[i])
     state.key[i] = key
@@ -432,13 +432,13 @@ def begin(maps: Maps, state: State, i: int):
 
 
 @wp.kernel
-def reset(first: int, maps: Maps, state: State):
+def reset(first: int, maps: Maps, state: State) -> None:
     """Begins the episode that `state.seed` and `state.episode` name, in every environment."""
     begin(maps, state, first + wp.tid())
 
 
 @wp.kernel
-def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome):
+def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome) -> None:
     """Begins the next episode where one has ended, and keeps the figures of the ended one."""
     i = first + wp.tid()
     if outcome.episode_end[i]:
@@ -453,7 +453,7 @@ def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome):
 @wp.kernel
 def step(
     first: int, maps: Maps, rules: Rules, state: State, action: wp.array(dtype=wp.int64), outcome: Outcome
-):
+) -> None:
     """One step of every environment, without the reset."""
     i = first + wp.tid()
     time = state.tally[i, TIME]
@@ -511,11 +511,11 @@ def foresee(
     after: wp.array3d(dtype=wp.int32),
     arrives: wp.array2d(dtype=wp.bool),
     safe: wp.array2d(dtype=wp.bool),
-):
+) -> None:
     """What each action would do now if nothing else moved.
 
-    Writes the pose and the speed after the action, whether it reaches the goal, and whether the action breaks no rule, hits nothing, and leaves the
-    ego able to stop: at speed 2 braking still takes one cell, which must be a free, plain lane.
+    Writes the pose and the speed after the action, whether it reaches the goal, and whether it breaks no rule, hits
+    nothing, and leaves the ego able to stop: at speed 2 braking still takes one cell, which must be a free, plain lane.
     """
     i = wp.tid()
     for action in range(5):
@@ -524,7 +524,9 @@ def foresee(
         if fine and ego.speed == 2 and ego.arrived == 0:
             next_cell = ego.cell + step_towards(ego.heading, maps.width)
             ahead = int(maps.ground[state.city[i], next_cell])
-            fine = kind_of(ahead) == PLAIN_ROAD and permits(ahead, ego.heading) and not is_taken(state.taken, i, next_cell)
+            fine = (
+                kind_of(ahead) == PLAIN_ROAD and permits(ahead, ego.heading) and not is_taken(state.taken, i, next_cell)
+            )
         after[i, action, 0] = ego.cell * 4 + ego.heading
         after[i, action, 1] = ego.speed
         arrives[i, action] = ego.arrived > 0

@@ -31,11 +31,11 @@ wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll":
 NUM_RAYS = 16
 NUM_SCALARS = 22
 NUM_FEATURES = NUM_SCALARS + 4 * NUM_RAYS
-"""`features` are, in this order: speed (3, one-hot), heading (4, one-hot: north, east, south, west), directions that the
-lane permits (4: ahead, right, behind, left), the next manoeuvre (3, one-hot: straight on, left, right), its nearness,
-the length of the route / 100, the goal's offset (2: ahead, right, in map sizes), the next light (2: red, green), its
-nearness, whether the ego is in a junction; then for each of the 16 rays, clockwise from ahead: distance / view_range,
-and whether it ends at something fixed, a vehicle, a person (one-hot; all 0 and distance 1 if it meets nothing)."""
+"""`features` are, in this order: speed (3, one-hot), heading (4, one-hot: north, east, south, west), directions that
+the lane permits (4: ahead, right, behind, left), the next manoeuvre (3, one-hot: straight on, left, right), its
+nearness, the length of the route / 100, the goal's offset (2: ahead, right, in map sizes), the next light (2: red,
+green), its nearness, whether the ego is in a junction; then for each of the 16 rays, clockwise from ahead: distance /
+view_range, and whether it ends at something fixed, a vehicle, a person (one-hot; 0 and distance 1 if it meets nothing)."""
 
 BLOCKED, WORKS, BESIDE, LANE, MANY_WAYS, ZEBRA, RED, GREEN, GOAL, VEHICLE, PERSON, TURN, EGO = (
     wp.constant(wp.uint8(i)) for i in (0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 16, 17, 20)
@@ -104,7 +104,7 @@ def observe_features(
     only: wp.array(dtype=wp.bool),
     all_of_them: int,
     out: wp.array2d(dtype=wp.float32),
-):
+) -> None:
     """Writes (N, NUM_FEATURES) float32; where `all_of_them` is 0, rows that `only` marks."""
     i = first + wp.tid()
     if all_of_them == 0 and not only[i]:
@@ -217,7 +217,7 @@ def observe_window(
     only: wp.array(dtype=wp.bool),
     all_of_them: int,
     out: wp.array2d(dtype=wp.uint8),
-):
+) -> None:
     """Writes (N, rows * columns) uint8 codes; where `all_of_them` is 0, rows that `only` marks."""
     i = first + wp.tid()
     if all_of_them == 0 and not only[i]:
@@ -253,7 +253,9 @@ def observe_window(
                 out[i, place] = VEHICLE + wp.uint8((state.car[i, j] - heading) & 3)
     for j in range(state.walker.shape[1]):
         if state.walker[i, j, 0] >= 0:
-            place = patch_place(senses.view_range, senses.patch_width, maps.width, cell, heading, walker_cell(maps, state, i, j))
+            place = patch_place(
+                senses.view_range, senses.patch_width, maps.width, cell, heading, walker_cell(maps, state, i, j)
+            )
             if place >= 0:
                 out[i, place] = PERSON
     if state.event[i, 0] != NO_EVENT:
@@ -279,7 +281,7 @@ def observe_state(
     only: wp.array(dtype=wp.bool),
     all_of_them: int,
     out: wp.array2d(dtype=wp.int64),
-):
+) -> None:
     """Writes (N, 1) int64: ((row * map_width + column) * 4 + heading) * 3 + speed, counted without the margin."""
     i = first + wp.tid()
     if all_of_them == 0 and not only[i]:

@@ -1,7 +1,7 @@
 """Drawings of everything that moves or stands in a city, and of the city itself, in plain NumPy.
 
-Shapes are signed distance functions: negative inside, in units of a cell. A pixel's coverage follows from its distance to
-the edge, which is what makes the edges smooth.
+Shapes are signed distance functions: negative inside, in units of a cell. A pixel's coverage follows from its distance
+to the edge, which is what makes the edges smooth.
 """
 
 from __future__ import annotations
@@ -241,7 +241,11 @@ def _pavement(c: Canvas, paved: NDArray[np.bool_], r: int, column: int) -> None:
             if (dr or dc) and 0 <= r + dr < height and 0 <= column + dc < width and paved[r + dr, column + dc]:
                 top, bottom = (r, r + strip) if dr < 0 else (r + 1 - strip, r + 1) if dr > 0 else (r, r + 1)
                 left, right = (
-                    (column, column + strip) if dc < 0 else (column + 1 - strip, column + 1) if dc > 0 else (column, column + 1)
+                    (column, column + strip)
+                    if dc < 0
+                    else (column + 1 - strip, column + 1)
+                    if dc > 0
+                    else (column, column + 1)
                 )
                 c.box(top, left, bottom, right, PAVEMENT)
     for heading, (dr, dc) in enumerate(STEPS):

@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
-from torch import Tensor
 
 from contract import EnvSpec, Episode
 from envs.device.vec import DeviceVecEnv
@@ -43,7 +42,9 @@ class PrivilegedView:
         return np.where(arrives, 0, steps).astype(np.int16), safe
 
 
-def make_driving(env_id: str, config: DrivingConfig, num_envs: int, seeds: NDArray[np.uint32], device: str) -> DeviceVecEnv:
+def make_driving(
+    env_id: str, config: DrivingConfig, num_envs: int, seeds: NDArray[np.uint32], device: str
+) -> DeviceVecEnv:
     """Builds `num_envs` driving environments whose episodes follow from `seeds` (N,)."""
     batch = DrivingBatch(config, num_envs, device)
     spec = EnvSpec(
