@@ -40,6 +40,8 @@ _ARROWS = {"^": NORTH, ">": EAST, "v": SOUTH, "<": WEST}
 _KINDS = {"#": BUILDING, "T": PARK, ",": VERGE, "+": JUNCTION, "*": JUNCTION, "o": JUNCTION, "=": CROSSWALK}
 _KINDS |= {"R": ROADWORKS} | dict.fromkeys("^>v<GS?", ROAD)
 _DERIVED = "+*=GS?"
+Streets = list[tuple[int, dict[str, str]]]
+"""The position of each street's first lane, and its lanes from there if it ran along either axis."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,13 @@ def draw_city(rng: np.random.Generator, size: int, wildness: float) -> str:
             inner = 0 < k < len(streets) - 1
             for begin, end in blocks:  # `along` has every street run left to right
                 _furnish_segment(rng, along[first : first + width, begin:end], wildness if inner else 0.0)
+    _light_junctions(rng, drawing, rows, columns)
+    drawing[np.isin(drawing, list(_DERIVED)) & (_lane_directions(drawing) == 0)] = "#"  # junctions left without streets
+    return "\n".join("".join(line) for line in drawing)
+
+
+def _light_junctions(rng: np.random.Generator, drawing: NDArray[np.str_], rows: Streets, columns: Streets) -> None:
+    """Gives lights to some of the junctions where three or four streets meet, in place."""
     for row, row_arrows in rows:
         for column, column_arrows in columns:
             height, width = len(row_arrows["vertical"]), len(column_arrows["vertical"])
@@ -202,11 +211,9 @@ def draw_city(rng: np.random.Generator, size: int, wildness: float) -> str:
             arms_left = sum(np.isin(arm, list("^>v<=")).all() for arm in arms)
             if arms_left >= 3 and rng.random() < 0.6:
                 drawing[row : row + height, column : column + width] = "*"
-    drawing[np.isin(drawing, list(_DERIVED)) & (_lane_directions(drawing) == 0)] = "#"  # junctions left without streets
-    return "\n".join("".join(line) for line in drawing)
 
 
-def _streets(rng: np.random.Generator, size: int) -> list[tuple[int, dict[str, str]]]:
+def _streets(rng: np.random.Generator, size: int) -> Streets:
     """The streets that cross one axis: the position of the first lane, and the lanes if it ran along either axis."""
     two_way = {"horizontal": "<>", "vertical": "v^"}
     streets = [(1, two_way)]
@@ -221,7 +228,7 @@ def _streets(rng: np.random.Generator, size: int) -> list[tuple[int, dict[str, s
         position += 1 if one_way else 2
 
 
-def _blocks(streets: list[tuple[int, dict[str, str]]]) -> list[tuple[int, int]]:
+def _blocks(streets: Streets) -> list[tuple[int, int]]:
     """First and one past last cell of the ground between two streets."""
     return [(a + len(arrows["vertical"]), b) for (a, arrows), (b, _) in itertools.pairwise(streets)]
 

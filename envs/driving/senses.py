@@ -35,7 +35,7 @@ NUM_FEATURES = NUM_SCALARS + 4 * NUM_RAYS
 the lane permits (4: ahead, right, behind, left), the next manoeuvre (3, one-hot: straight on, left, right), its
 nearness, the length of the route / 100, the goal's offset (2: ahead, right, in map sizes), the next light (2: red,
 green), its nearness, whether the ego is in a junction; then for each of the 16 rays, clockwise from ahead: distance /
-view_range, and whether it ends at something fixed, a vehicle, a person (one-hot; 0 and distance 1 if it meets nothing)."""
+view_range, and whether it ends at something fixed, a vehicle, a person (one-hot; all 0 if it meets nothing)."""
 
 BLOCKED, WORKS, BESIDE, LANE, MANY_WAYS, ZEBRA, RED, GREEN, GOAL, VEHICLE, PERSON, TURN, EGO = (
     wp.constant(wp.uint8(i)) for i in (0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 16, 17, 20)

@@ -6,6 +6,7 @@ to the edge, which is what makes the edges smooth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -309,61 +310,79 @@ def _park(c: Canvas, r: int, column: int) -> None:
         c.disc(r + y - 0.05, column + x - 0.05, radius * 0.62, rgb("#66a35c"))
 
 
-def _markings(c: Canvas, city: City, r: int, column: int) -> None:
-    """Paint on the road: edge, lane and centre lines, arrows, zebra stripes, signposts, roadworks."""
-    kind, lanes = int(city.kind[r, column]), int(city.lanes[r, column])
-    height, width = city.kind.shape
+Place = Callable[[int, float, float], tuple[float, float]]
+"""(heading, ahead, right) of a point, from the centre of a cell and in cells -> (y, x)."""
 
-    def at(heading: int) -> tuple[int, int, int]:
-        """Kind, lanes of the neighbour in this direction."""
-        y, x = r + STEPS[heading][0], column + STEPS[heading][1]
-        inside = 0 <= y < height and 0 <= x < width
-        return (int(city.kind[y, x]), int(city.lanes[y, x]), inside) if inside else (BUILDING, 0, False)
+
+def _markings(c: Canvas, city: City, r: int, column: int) -> None:
+    """Paint on the road."""
+    kind, lanes = int(city.kind[r, column]), int(city.lanes[r, column])
 
     def place(heading: int, ahead: float, right: float) -> tuple[float, float]:
-        """(y, x) of a point given from the cell's centre along a heading."""
         (ay, ax), (ry, rx) = STEPS[heading], STEPS[(heading + 1) % 4]
         return r + 0.5 + ahead * ay + right * ry, column + 0.5 + ahead * ax + right * rx
 
     if kind == ROADWORKS:
-        c.box(r + 0.06, column + 0.06, r + 0.94, column + 0.94, rgb("#8a7560"), 0.1)
-        rows, columns, y, x = c.region(r + 0.1, column + 0.1, r + 0.9, column + 0.9)
-        hatch = np.abs((x + y) % 0.36 - 0.18) - 0.05
-        frame = np.maximum(np.abs(y - r - 0.5), np.abs(x - column - 0.5)) - 0.36
-        c.paint(rows, columns, np.maximum(hatch, frame), WORKS_ORANGE, 0.85)
-        for y0, x0 in ((0.16, 0.16), (0.16, 0.84), (0.84, 0.16), (0.84, 0.84)):
-            c.disc(r + y0, column + x0, 0.1, WORKS_ORANGE)
-            c.disc(r + y0, column + x0, 0.05, WHITE)
-        return
-    if kind == VERGE:
-        for y0, x0 in ((0.25, 0.3), (0.6, 0.7), (0.8, 0.25)):
-            c.disc(r + y0, column + x0, 0.05, GRASS)
-        return
-    if lanes in (1, 2, 4, 8):
+        _roadworks(c, r, column)
+    elif kind == VERGE:
+        for y, x in ((0.25, 0.3), (0.6, 0.7), (0.8, 0.25)):
+            c.disc(r + y, column + x, 0.05, GRASS)
+    elif lanes in (1, 2, 4, 8):
         heading = lanes.bit_length() - 1
         for side in (1, 3):
-            other, other_lanes, _ = at((heading + side) % 4)
-            edge = 0.5 if side == 1 else -0.5
-            inner = edge * 0.94
-            if other_lanes == lanes:
-                if side == 1:
-                    c.line(place(heading, -0.22, edge), place(heading, 0.22, edge), 0.05, WHITE, 0.9)
-            elif other in (ROAD, CROSSWALK):
-                c.line(place(heading, -0.5, inner), place(heading, 0.5, inner), 0.035, YELLOW, 0.95)
-            elif other in (BUILDING, PARK, VERGE):
-                c.line(place(heading, -0.5, inner * 0.97), place(heading, 0.5, inner * 0.97), 0.03, WHITE, 0.55)
-        ahead_kind = at(heading)[0]
+            _lane_line(c, place, heading, side, lanes, *_neighbour(city, r, column, (heading + side) % 4))
         if kind == CROSSWALK:
-            for k in range(4):
-                x = -0.375 + 0.25 * k
-                a, b = place(heading, -0.36, x - 0.07), place(heading, 0.36, x + 0.07)
-                c.box(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]), WHITE, 0.02, 0.92)
+            _zebra(c, place, heading)
         elif city.sign[r, column]:
-            c.box(r + 0.14, column + 0.14, r + 0.86, column + 0.86, ROUTE, 0.12)
-            c.box(r + 0.2, column + 0.2, r + 0.8, column + 0.8, WHITE, 0.08)
-            c.line(place(heading, -0.18, 0), place(heading, 0.05, 0), 0.1, ROUTE)
-            for side_x in (-1, 1):
-                c.line(place(heading, 0.05, 0), place(heading, 0.16, 0.17 * side_x), 0.1, ROUTE)
-        elif ahead_kind == ROAD and (r + 2 * column) % 3 == 0:
-            for side_x in (-1, 1):
-                c.line(place(heading, 0.12, 0), place(heading, -0.04, 0.15 * side_x), 0.06, WHITE, 0.35)
+            _signpost(c, place, heading)
+        elif _neighbour(city, r, column, heading)[0] == ROAD and (r + 2 * column) % 3 == 0:
+            for side in (-1, 1):
+                c.line(place(heading, 0.12, 0), place(heading, -0.04, 0.15 * side), 0.06, WHITE, 0.35)
+
+
+def _neighbour(city: City, r: int, column: int, heading: int) -> tuple[int, int]:
+    """Kind and lanes of the next cell in this direction."""
+    y, x = r + STEPS[heading][0], column + STEPS[heading][1]
+    inside = 0 <= y < city.kind.shape[0] and 0 <= x < city.kind.shape[1]
+    return (int(city.kind[y, x]), int(city.lanes[y, x])) if inside else (BUILDING, 0)
+
+
+def _lane_line(c: Canvas, place: Place, heading: int, side: int, lanes: int, other: int, other_lanes: int) -> None:
+    """Dashes between lanes of one direction, a yellow line between opposite ones, a white one at the road's edge."""
+    edge = 0.5 if side == 1 else -0.5
+    if other_lanes == lanes:
+        if side == 1:
+            c.line(place(heading, -0.22, edge), place(heading, 0.22, edge), 0.05, WHITE, 0.9)
+    elif other in (ROAD, CROSSWALK):
+        c.line(place(heading, -0.5, 0.94 * edge), place(heading, 0.5, 0.94 * edge), 0.035, YELLOW, 0.95)
+    elif other in (BUILDING, PARK, VERGE):
+        c.line(place(heading, -0.5, 0.91 * edge), place(heading, 0.5, 0.91 * edge), 0.03, WHITE, 0.55)
+
+
+def _zebra(c: Canvas, place: Place, heading: int) -> None:
+    for k in range(4):
+        x = -0.375 + 0.25 * k
+        a, b = place(heading, -0.36, x - 0.07), place(heading, 0.36, x + 0.07)
+        c.box(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]), WHITE, 0.02, 0.92)
+
+
+def _signpost(c: Canvas, place: Place, heading: int) -> None:
+    """A forked arrow on a board."""
+    y, x = place(heading, 0, 0)
+    c.box(y - 0.36, x - 0.36, y + 0.36, x + 0.36, ROUTE, 0.12)
+    c.box(y - 0.3, x - 0.3, y + 0.3, x + 0.3, WHITE, 0.08)
+    c.line(place(heading, -0.18, 0), place(heading, 0.05, 0), 0.1, ROUTE)
+    for side in (-1, 1):
+        c.line(place(heading, 0.05, 0), place(heading, 0.16, 0.17 * side), 0.1, ROUTE)
+
+
+def _roadworks(c: Canvas, r: int, column: int) -> None:
+    """Bare ground, a hatched board, cones at the corners."""
+    c.box(r + 0.06, column + 0.06, r + 0.94, column + 0.94, rgb("#8a7560"), 0.1)
+    rows, columns, y, x = c.region(r + 0.1, column + 0.1, r + 0.9, column + 0.9)
+    hatch = np.abs((x + y) % 0.36 - 0.18) - 0.05
+    frame = np.maximum(np.abs(y - r - 0.5), np.abs(x - column - 0.5)) - 0.36
+    c.paint(rows, columns, np.maximum(hatch, frame), WORKS_ORANGE, 0.85)
+    for dy, dx in ((0.16, 0.16), (0.16, 0.84), (0.84, 0.16), (0.84, 0.84)):
+        c.disc(r + dy, column + dx, 0.1, WORKS_ORANGE)
+        c.disc(r + dy, column + dx, 0.05, WHITE)

@@ -77,8 +77,8 @@ def make_tables(config: DrivingConfig) -> Tables:
     """
     generated = config.city == "generated"
     if generated:
-        seeds = np.random.SeedSequence(config.city_seed).generate_state(config.num_cities)
-        cities = [generate_city(int(seed), config.size) for seed in seeds]
+        rng = np.random.default_rng(config.city_seed)
+        cities = [generate_city(int(seed), config.size) for seed in rng.integers(2**32, size=config.num_cities)]
     else:
         cities = [load_city(config.city)]
     margin = max(MIN_MARGIN, config.view_range)
