@@ -97,8 +97,10 @@ def blend(
         return
     row = which * 4 + (turned & 3)
     corner = (place // COUNT) * PIXELS * ROW_BYTES + (place % COUNT) * PIXELS * 3
-    for y in range(PIXELS):
-        for x in range(PIXELS):
+    y = int(0)
+    while y < PIXELS:
+        x = int(0)
+        while x < PIXELS:
             source = (y * PIXELS + x) * 4
             cover = int(sprite[row, source + 3])
             if cover > 0:
@@ -106,6 +108,8 @@ def blend(
                 for k in range(3):
                     mixed = int(sprite[row, source + k]) * cover + int(out[i, at + k]) * (255 - cover)
                     out[i, at + k] = wp.uint8((mixed + 127) // 255)
+            x += 1
+        y += 1
 
 
 @wp.kernel
@@ -128,16 +132,23 @@ def observe_camera(
     city = state.city[i]
     cell = state.pose[i] >> 2
     heading = state.pose[i] & 3
-    for place in range(COUNT * COUNT):
+    place = int(0)
+    while place < COUNT * COUNT:
         tile = int(film.tile[city, cell + film.patch[heading, place]]) * 4 + heading
         corner = (place // COUNT) * PIXELS * ROW_WORDS + (place % COUNT) * TILE_WORDS
         source = int(0)
-        for y in range(PIXELS):
+        y = int(0)
+        while y < PIXELS:
             at = corner + y * ROW_WORDS
-            for x in range(TILE_WORDS):
+            x = int(0)
+            while x < TILE_WORDS:
                 words[i, at + x] = film.atlas[tile, source + x]
+                x += 1
             source += TILE_WORDS
-    for place in range(COUNT * COUNT):
+            y += 1
+        place += 1
+    place = int(0)
+    while place < COUNT * COUNT:
         shown = cell + film.patch[heading, place]
         approach = int(film.approach[city, shown])
         if approach > 0:
@@ -147,19 +158,24 @@ def observe_camera(
             if is_green(rules.green_steps, rules.clear_steps, signal, approach - 1, state.tally[i, TIME]):
                 lamp = LAMP + 1
             blend(out, film.sprite, i, lamp, approach - 1 - heading, place)
+        place += 1
     blend(out, film.sprite, i, GOAL, 0, view_place(maps.width, cell, heading, maps.goal[city, state.goal[i]]))
     if knows_route(maps, senses, state, i):
         advice = advice_of(maps, state, i)
         if (advice & 3) > 1 and (advice >> 2) <= AHEAD:
             blend(out, film.sprite, i, ARROW + (advice & 3) - 1, 0, (AHEAD - (advice >> 2)) * COUNT + HALF)
-    for j in range(state.car.shape[1]):
+    j = int(0)
+    while j < state.car.shape[1]:
         if state.car[i, j] >= 0:
             place = view_place(maps.width, cell, heading, state.car[i, j] >> 2)
             blend(out, film.sprite, i, CAR + j % PAINTS, (state.car[i, j] & 3) - heading, place)
-    for j in range(state.walker.shape[1]):
+        j += 1
+    j = int(0)
+    while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
             place = view_place(maps.width, cell, heading, walker_cell(maps, state, i, j))
             blend(out, film.sprite, i, PERSON, 0, place)
+        j += 1
     if state.event[i, 0] != NO_EVENT:
         place = view_place(maps.width, cell, heading, state.event[i, 1] >> 2)
         blend(out, film.sprite, i, EVENT + state.event[i, 0] - 1, (state.event[i, 1] & 3) - heading, place)

@@ -17,6 +17,7 @@ One environment step:
 Whatever is in the ego's way when it enters a cell, it collides with: nothing ever runs into the ego. A car at speed 1
 can always stop.
 
+Loops over a number that is known only at run time are `while` loops: Warp's `range` costs several times more on the CPU.
 Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`.
 """
 
@@ -268,7 +269,8 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
 def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
     city = state.city[i]
     time = state.tally[i, TIME]
-    for j in range(state.car.shape[1]):
+    j = int(0)
+    while j < state.car.shape[1]:
         pose = state.car[i, j]
         if pose >= 0:
             cell = pose >> 2
@@ -294,6 +296,7 @@ def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> 
                 cell += step_towards(chosen, maps.width)
                 flip(state.taken, i, cell)
                 state.car[i, j] = cell * 4 + chosen
+        j += 1
 
 
 @wp.func
@@ -307,7 +310,8 @@ def walker_cell(maps: Maps, state: State, i: int, j: int) -> int:
 @wp.func
 def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
     city = state.city[i]
-    for j in range(state.walker.shape[1]):
+    j = int(0)
+    while j < state.walker.shape[1]:
         crossing = state.walker[i, j, 0]
         if crossing >= 0:
             length = maps.crossing[city, crossing, 2]
@@ -327,6 +331,7 @@ def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) 
                     else:
                         flip(state.taken, i, next_cell)
                     state.walker[i, j, 1] = next_place
+        j += 1
 
 
 @wp.func
@@ -404,22 +409,31 @@ def begin(maps: Maps, state: State, i: int) -> None:
     state.pose[i] = pose
     state.speed[i] = 0
     state.episode_return[i] = wp.float64(0.0)
-    for k in range(state.tally.shape[1]):
+    k = int(0)
+    while k < state.tally.shape[1]:
         state.tally[i, k] = 0
+        k += 1
     state.tally[i, SHORTEST] = int(maps.distance[city * maps.goal.shape[1] + goal, pose])
-    for k in range(state.taken.shape[1]):
+    k = int(0)
+    while k < state.taken.shape[1]:
         state.taken[i, k] = wp.uint32(0)
-    for k in range(3):
-        state.event[i, k] = 0
-    for j in range(state.car.shape[1]):
+        k += 1
+    state.event[i, 0] = NO_EVENT
+    state.event[i, 1] = 0
+    state.event[i, 2] = 0
+    j = int(0)
+    while j < state.car.shape[1]:
         state.car[i, j] = -1
-        for k in range(SPAWN_TRIES):
-            if state.car[i, j] < 0:
-                spot = maps.spawn[city, below(draw(key, k, DRAW_CAR, j), maps.spawn.shape[1])]
-                if not is_taken(state.taken, i, spot >> 2) and (spot >> 2) != (pose >> 2):
-                    state.car[i, j] = spot
-                    flip(state.taken, i, spot >> 2)
-    for j in range(state.walker.shape[1]):
+        k = int(0)
+        while k < SPAWN_TRIES and state.car[i, j] < 0:
+            spot = maps.spawn[city, below(draw(key, k, DRAW_CAR, j), maps.spawn.shape[1])]
+            if not is_taken(state.taken, i, spot >> 2) and (spot >> 2) != (pose >> 2):
+                state.car[i, j] = spot
+                flip(state.taken, i, spot >> 2)
+            k += 1
+        j += 1
+    j = int(0)
+    while j < state.walker.shape[1]:
         state.walker[i, j, 0] = -1
         if maps.crossings[city] > 0:
             crossing = below(draw(key, 0, DRAW_WALKER, j), maps.crossings[city])
@@ -429,6 +443,7 @@ def begin(maps: Maps, state: State, i: int) -> None:
             if below(draw(key, 0, DRAW_SIDE, j), 2) == 1:
                 state.walker[i, j, 1] = maps.crossing[city, crossing, 2]
                 state.walker[i, j, 2] = -1
+        j += 1
 
 
 @wp.kernel
@@ -442,8 +457,10 @@ def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome) -> None:
     """Begins the next episode where one has ended, and keeps the figures of the ended one."""
     i = first + wp.tid()
     if outcome.episode_end[i]:
-        for k in range(state.tally.shape[1]):
+        k = int(0)
+        while k < state.tally.shape[1]:
             outcome.ended_tally[i, k] = state.tally[i, k]
+            k += 1
         outcome.ended_return[i] = state.episode_return[i]
         outcome.ended_key[i] = state.key[i]
         state.episode[i] += 1

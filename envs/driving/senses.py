@@ -87,10 +87,12 @@ def is_person(maps: Maps, state: State, i: int, cell: int) -> bool:
     """Whether it is a person who stands on a taken cell."""
     if state.event[i, 0] == CHILD and (state.event[i, 1] >> 2) == cell:
         return True
-    for j in range(state.walker.shape[1]):
+    j = int(0)
+    while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
             if walker_cell(maps, state, i, j) == cell:
                 return True
+        j += 1
     return False
 
 
@@ -114,8 +116,10 @@ def observe_features(
     cell = pose >> 2
     heading = pose & 3
     here = int(maps.ground[city, cell])
-    for k in range(NUM_SCALARS):
+    k = int(0)
+    while k < NUM_SCALARS:
         out[i, k] = 0.0
+        k += 1
     out[i, state.speed[i]] = 1.0
     out[i, 3 + heading] = 1.0
     for side in range(4):
@@ -149,7 +153,8 @@ def observe_features(
 
     ahead = cell
     looking = signal_of(here) == 0
-    for k in range(senses.view_range):
+    k = int(0)
+    while k < senses.view_range:
         if looking:
             ahead += step_towards(heading, maps.width)
             ground = int(maps.ground[city, ahead])
@@ -160,8 +165,10 @@ def observe_features(
                     light = 19
                 out[i, light] = 1.0
                 out[i, 20] = 1.0 - float(k) / float(senses.view_range)
+        k += 1
 
-    for r in range(NUM_RAYS):
+    r = int(0)
+    while r < NUM_RAYS:
         at = NUM_SCALARS + 4 * r
         distance = int(0)
         kind = int(0)
@@ -182,6 +189,7 @@ def observe_features(
         out[i, at + 3] = 0.0
         if kind > 0:
             out[i, at + kind] = 1.0
+        r += 1
 
 
 @wp.func
@@ -228,13 +236,15 @@ def observe_window(
     city = state.city[i]
     time = state.tally[i, TIME]
     row = city * 4 + heading
-    for k in range(senses.patch.shape[1]):
-        code = senses.look[row, cell + senses.patch[heading, k]]
+    k = int(0)
+    while k < senses.patch.shape[1]:
+        seen = cell + senses.patch[heading, k]
+        code = senses.look[row, seen]
         if code == RED:
-            signal = signal_of(int(maps.ground[city, cell + senses.patch[heading, k]]))
-            if is_green(rules.green_steps, rules.clear_steps, signal, heading, time):
+            if is_green(rules.green_steps, rules.clear_steps, signal_of(int(maps.ground[city, seen])), heading, time):
                 code = GREEN
         out[i, k] = code
+        k += 1
     place = patch_place(
         senses.view_range, senses.patch_width, maps.width, cell, heading, maps.goal[city, state.goal[i]]
     )
@@ -246,18 +256,22 @@ def observe_window(
         if (advice & 3) > 0 and (advice >> 2) <= senses.view_range:
             turn = (senses.view_range - (advice >> 2)) * senses.patch_width + senses.patch_width // 2
             out[i, turn] = TURN + wp.uint8((advice & 3) - 1)
-    for j in range(state.car.shape[1]):
+    j = int(0)
+    while j < state.car.shape[1]:
         if state.car[i, j] >= 0:
             place = patch_place(senses.view_range, senses.patch_width, maps.width, cell, heading, state.car[i, j] >> 2)
             if place >= 0:
                 out[i, place] = VEHICLE + wp.uint8((state.car[i, j] - heading) & 3)
-    for j in range(state.walker.shape[1]):
+        j += 1
+    j = int(0)
+    while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
             place = patch_place(
                 senses.view_range, senses.patch_width, maps.width, cell, heading, walker_cell(maps, state, i, j)
             )
             if place >= 0:
                 out[i, place] = PERSON
+        j += 1
     if state.event[i, 0] != NO_EVENT:
         place = patch_place(senses.view_range, senses.patch_width, maps.width, cell, heading, state.event[i, 1] >> 2)
         if place >= 0:
