@@ -190,12 +190,8 @@ def draw_city(rng: np.random.Generator, size: int, wildness: float) -> str:
         for i, arrow in enumerate(arrows["vertical"]):
             column = drawing[1:-1, first + i]
             column[:] = np.where(np.isin(column, ["<", ">"]), "+", arrow)
-    for streets, blocks, along in ((rows, _blocks(columns), drawing), (columns, _blocks(rows), drawing.T)):
-        for k, (first, arrows) in enumerate(streets):
-            width = len(arrows["vertical"])
-            inner = 0 < k < len(streets) - 1
-            for begin, end in blocks:  # `along` has every street run left to right
-                _furnish_segment(rng, along[first : first + width, begin:end], wildness if inner else 0.0)
+    _furnish(rng, drawing, rows, _blocks(columns), wildness)
+    _furnish(rng, drawing.T, columns, _blocks(rows), wildness)
     _light_junctions(rng, drawing, rows, columns)
     drawing[np.isin(drawing, list(_DERIVED)) & (_lane_directions(drawing) == 0)] = "#"  # junctions left without streets
     return "\n".join("".join(line) for line in drawing)
@@ -231,6 +227,21 @@ def _streets(rng: np.random.Generator, size: int) -> Streets:
 def _blocks(streets: Streets) -> list[tuple[int, int]]:
     """First and one past last cell of the ground between two streets."""
     return [(a + len(arrows["vertical"]), b) for (a, arrows), (b, _) in itertools.pairwise(streets)]
+
+
+def _furnish(
+    rng: np.random.Generator,
+    drawing: NDArray[np.str_],
+    streets: Streets,
+    blocks: list[tuple[int, int]],
+    wildness: float,
+) -> None:
+    """Varies the segments of streets that run left to right, in place; the ring road stays whole."""
+    for k, (first, arrows) in enumerate(streets):
+        inner = 0 < k < len(streets) - 1
+        for begin, end in blocks:
+            segment = drawing[first : first + len(arrows["vertical"]), begin:end]
+            _furnish_segment(rng, segment, wildness if inner else 0.0)
 
 
 def _furnish_segment(rng: np.random.Generator, cells: NDArray[np.str_], wildness: float) -> None:

@@ -17,8 +17,8 @@ One environment step:
 Whatever is in the ego's way when it enters a cell, it collides with: nothing ever runs into the ego. A car at speed 1
 can always stop.
 
-Loops over a number that is known only at run time are `while` loops: Warp's `range` costs several times more on the CPU.
-Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`.
+Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`. Loops over a
+number that is known only at run time are `while` loops: Warp's `range` costs much more on the CPU.
 """
 
 from __future__ import annotations

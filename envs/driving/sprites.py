@@ -224,6 +224,9 @@ def draw_city(city: City, pixels: int) -> NDArray[np.uint8]:
     for r, column in np.argwhere(drivable):
         ground = {VERGE: MEADOW, JUNCTION: JUNCTION_ASPHALT}.get(int(city.kind[r, column]), ASPHALT)
         c.box(r, column, r + 1, column + 1, ground)
+        if ground is MEADOW:
+            for y, x in ((0.25, 0.3), (0.6, 0.7), (0.8, 0.25)):
+                c.disc(r + y, column + x, 0.05, GRASS)
     for r, column in np.argwhere(~drivable):
         _pavement(c, paved, int(r), int(column))
     for top, left, bottom, right in _roofs(city.kind == BUILDING, drivable):
@@ -324,9 +327,6 @@ def _markings(c: Canvas, city: City, r: int, column: int) -> None:
 
     if kind == ROADWORKS:
         _roadworks(c, r, column)
-    elif kind == VERGE:
-        for y, x in ((0.25, 0.3), (0.6, 0.7), (0.8, 0.25)):
-            c.disc(r + y, column + x, 0.05, GRASS)
     elif lanes in (1, 2, 4, 8):
         heading = lanes.bit_length() - 1
         for side in (1, 3):
