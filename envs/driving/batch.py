@@ -288,7 +288,7 @@ def make_rules(config: DrivingConfig, tables: Tables) -> Any:
             setattr(struct, name, round(getattr(config, name) * 2**24))
         elif name != "far":
             setattr(struct, name, getattr(config, name))
-    struct.far = 2 * (tables.height + tables.width)
+    struct.far = 2 * sum(tables.cities[0].kind.shape)
     return struct
 
 

@@ -33,7 +33,6 @@ KEEP, LEFT, RIGHT, ACCELERATE, BRAKE = (wp.constant(i) for i in range(5))
 FIRST_DRIVABLE, LAST_DRIVABLE, PLAIN_ROAD = wp.constant(2), wp.constant(5), wp.constant(3)
 NO_EVENT, STOPPED_CAR, CLOSURE, CHILD = (wp.constant(i) for i in range(4))
 FIRST_EVENT_DISTANCE = wp.constant(3)
-UNREACHABLE = wp.constant(32767)
 
 # Columns of `State.tally`.
 TIME, PATH, SHORTEST, RED_LIGHT, WRONG_WAY, OFF_LANE, ARRIVED, COLLIDED = (wp.constant(i) for i in range(8))
@@ -391,9 +390,9 @@ def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, eg
 
 @wp.func
 def potential(maps: Maps, rules: Rules, state: State, i: int) -> float:
-    """Phi: minus the length of the shortest route."""
+    """Phi: falls with the length of the shortest route, from 1 at the goal to 0 at `far`."""
     task = state.city[i] * maps.goal.shape[1] + state.goal[i]
-    return -float(wp.min(int(maps.distance[task, state.pose[i]]), rules.far))
+    return 1.0 - float(wp.min(int(maps.distance[task, state.pose[i]]), rules.far)) / float(rules.far)
 
 
 @wp.func

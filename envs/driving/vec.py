@@ -71,14 +71,13 @@ def agent_space(space: gym.Space[Any]) -> gym.Space[Any]:
 
 def finished_episodes(batch: DrivingBatch, ended: NDArray[np.int64]) -> list[Episode]:
     """The episodes that have just ended in the environments `ended`."""
-    tally = batch.outcome.ended_tally.numpy()[ended].tolist()
+    counts = dict(zip(TALLIES, batch.outcome.ended_tally.numpy()[ended].T, strict=True))
+    time, success = counts.pop("time").tolist(), counts.pop("success") > 0
+    shortest, path = counts["shortest_length"], counts["path_length"]
+    spl = success * shortest / np.maximum(np.maximum(path, shortest), 1)
+    names = [*counts, "spl"]
     returns = batch.outcome.ended_return.numpy()[ended].tolist()
     keys = batch.outcome.ended_key.numpy()[ended].tolist()
-    episodes = []
-    for i, counts, episode_return, key in zip(ended.tolist(), tally, returns, keys, strict=True):
-        extras = dict(zip(TALLIES, counts, strict=True))
-        length, success = extras.pop("time"), extras.pop("success")
-        shortest = extras["shortest_length"]
-        extras["spl"] = success * shortest / max(extras["path_length"], shortest, 1)
-        episodes.append(Episode(i, episode_return, length, bool(success), extras, key))
-    return episodes
+    extras = zip(*(column.tolist() for column in (*counts.values(), spl)), strict=True)
+    rows = zip(ended.tolist(), returns, time, success.tolist(), extras, keys, strict=True)
+    return [Episode(i, r, t, won, dict(zip(names, e, strict=True)), key) for i, r, t, won, e, key in rows]

@@ -156,8 +156,8 @@ class PlainDriving:
         return reward, self.ended is not None, self.ended is None and self.count["time"] >= c.time_limit
 
     def potential(self):
-        far = 2 * (self.tables.height + self.tables.width)
-        return np.float32(-min(self.route_length(self.pose()), far))
+        far = 2 * sum(self.city.kind.shape)
+        return np.float32(1) - np.float32(min(self.route_length(self.pose()), far)) / np.float32(far)
 
     def enter(self, direction):
         if self.ended:

@@ -148,7 +148,7 @@ def test_shaping_leaves_the_optimum_unchanged():
     """Q with shaping is Q - weight * Phi(s) (Ng, Harada and Russell 1999, theorem 1), so the greedy actions agree."""
     gamma = 0.97
     _, plain_model = tabular()
-    _, shaped_model = tabular(shaping=0.25, shaping_gamma=gamma)
+    _, shaped_model = tabular(shaping=3.0, shaping_gamma=gamma)
     plain, shaped = value_iteration(plain_model, gamma), value_iteration(shaped_model, gamma)
     live = ~plain_model.terminal.all(axis=1) | (np.abs(plain_model.reward) > 0).any(axis=1)
     difference = plain - shaped
