@@ -70,10 +70,10 @@ def greedy_actions(table: dict[int, dict[int, list[tuple[float, int, float, bool
     s, a, probability, next_state, reward, terminated = (np.array(column) for column in zip(*rows, strict=True))
     num_actions = max(len(actions) for actions in table.values())
     pair = s * num_actions + a
-    q = np.zeros((len(table), num_actions))
+    q: NDArray[np.float64] = np.zeros((len(table), num_actions))
     while True:
         value = probability * (reward + gamma * ~terminated.astype(bool) * q.max(axis=1)[next_state])
-        better = np.bincount(pair, value, minlength=q.size).reshape(q.shape)
+        better = np.bincount(pair, value, minlength=q.size).reshape(len(table), num_actions)
         if np.abs(better - q).max() < 1e-10:
             return torch.from_numpy(better.argmax(axis=1))
         q = better

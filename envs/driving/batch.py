@@ -119,10 +119,10 @@ class DrivingBatch:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All that the running episodes depend on, copied."""
-        return {name: getattr(self.state, name).numpy().copy() for name in rules.State.vars}
+        return {name: getattr(self.state, name).numpy().copy() for name in members(rules.State)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for name in rules.State.vars:
+        for name in members(rules.State):
             getattr(self.state, name).assign(np.asarray(state[name]))
         self.observe()
 
@@ -142,7 +142,7 @@ class DrivingBatch:
 
     def _upload(self, struct: Any, values: Mapping[str, Any]) -> Any:
         """Fills a Warp struct: NumPy arrays become arrays on the device, numbers stay numbers."""
-        for name, var in struct._cls.vars.items():
+        for name, var in members(struct._cls).items():
             value = values[name]
             if isinstance(value, np.ndarray):
                 value = wp.array(value, dtype=var.type.dtype, device=self.device)
@@ -163,9 +163,9 @@ class DrivingBatch:
         self._torch_obs = [{name: self._as_tensor(name, a) for name, a in obs.items()} for obs in self._obs]
 
         self._reset_launches, self._step_launches = [], []
-        self._observe_launches: list[list[list[Callable[[], None]]]] = [[], []]
-        self._reset_ended_launches: list[list[list[Callable[[], None]]]] = [[], []]
-        self._full_launches: list[list[list[Callable[[], None]]]] = [[], []]
+        self._observe_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        self._reset_ended_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        self._full_launches: list[list[list[Callable[[], object]]]] = [[], []]
         for first, count in self._slices:
             reset = self._launch(rules.reset, first, count, [self._maps, self.state])
             step = self._launch(
@@ -185,13 +185,13 @@ class DrivingBatch:
                 self._reset_ended_launches[turn].append(begin)
                 self._full_launches[turn].append([step, *see_all, *begin])
 
-    def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], None]:
+    def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
         command = wp.launch(kernel, count, inputs=[first, *inputs], device=self.device, record_cmd=True)
         return command.launch
 
     def _observe_launch(
         self, first: int, count: int, out: dict[str, wp.array], everywhere: int
-    ) -> list[Callable[[], None]]:
+    ) -> list[Callable[[], object]]:
         launches = []
         for name, sense in SENSES_OF[self.config.obs].items():
             if sense == "state":
@@ -217,7 +217,7 @@ class DrivingBatch:
             return wp.to_torch(_bytes_of(array)).view(-1, camera.SIZE, camera.SIZE, 3)
         return tensor
 
-    def _run(self, launches: list[list[Callable[[], None]]]) -> None:
+    def _run(self, launches: list[list[Callable[[], object]]]) -> None:
         """Runs the launches of every slice, slices side by side."""
         if self._pool is None:
             for launch in launches[0]:
@@ -227,12 +227,17 @@ class DrivingBatch:
                 done.result()
 
 
-def _run_all(launches: list[Callable[[], None]]) -> None:
+def members(struct: Any) -> dict[str, Any]:
+    """The fields of a Warp struct, with their types."""
+    return struct.vars
+
+
+def _run_all(launches: list[Callable[[], object]]) -> None:
     for launch in launches:
         launch()
 
 
-def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], None]:
+def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], object]:
     to, source = to[first : first + count], source[first : first + count]
     return lambda: to.copy_(source)
 
@@ -282,8 +287,8 @@ def observation_space(config: DrivingConfig, tables: Tables) -> gym.Space[Any]:
 
 def make_rules(config: DrivingConfig, tables: Tables) -> Any:
     """The parameters as the kernels take them."""
-    struct = rules.Rules()
-    for name in rules.Rules.vars:
+    struct: Any = rules.Rules()
+    for name in members(rules.Rules):
         if name.endswith("_chance"):
             setattr(struct, name, round(getattr(config, name) * 2**24))
         elif name != "far":
@@ -335,7 +340,7 @@ def make_look(tables: Tables) -> NDArray[np.uint8]:
 
 def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
     tallies, words = len(rules.TALLIES), (tables.height * tables.width + 31) // 32
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(rules.State.vars, (n,)) | {
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(members(rules.State), (n,)) | {
         "tally": (n, tallies),
         "car": (n, config.cars),
         "walker": (n, config.pedestrians, 3),
@@ -343,12 +348,13 @@ def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
         "taken": (n, words),
     }
     return {
-        name: np.zeros(shape, wp.dtype_to_numpy(rules.State.vars[name].type.dtype)) for name, shape in shapes.items()
+        name: np.zeros(shape, wp.dtype_to_numpy(members(rules.State)[name].type.dtype))
+        for name, shape in shapes.items()
     }
 
 
 def _empty_outcome(n: int) -> Arrays:
     return {
         name: np.zeros((n, len(rules.TALLIES)) if name == "ended_tally" else n, wp.dtype_to_numpy(var.type.dtype))
-        for name, var in rules.Outcome.vars.items()
+        for name, var in members(rules.Outcome).items()
     }

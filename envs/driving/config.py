@@ -65,8 +65,8 @@ class DrivingConfig:
     reward_off_lane: float = -0.2
     """Each cell entered beside the lanes, or across one."""
     shaping: float = 0.0
-    """Weight of the potential-based progress term `shaping * (gamma * Phi(s') - Phi(s))`. Phi(s) falls linearly with the
-    length of the shortest route from s, from 1 at the goal to 0 at twice height plus width; after the end it is 0."""
+    """Weight of the potential-based progress term `shaping * (gamma * Phi(s') - Phi(s))`. Phi(s) falls linearly with
+    the length of the shortest route from s, from 1 at the goal to 0 at 2 * (height + width); after the end it is 0."""
     shaping_gamma: float = 0.99
     """The gamma of the progress term. The optimum stays what it is if it equals the learner's."""
 

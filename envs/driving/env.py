@@ -21,7 +21,7 @@ from envs.driving.rules import TALLIES
 from faults import ConfigError
 
 
-class DrivingEnv(gym.Env[Any, int], EzPickle):
+class DrivingEnv(gym.Env[Any, Any], EzPickle):
     """Drives a car through a city to a goal.
 
     ## Description

@@ -42,7 +42,7 @@ class Painter:
         if city not in self._background:
             self._background[city] = sprites.draw_city(self._tables.cities[city], self._pixels)
             self._approaches[city] = self._find_approaches(city)
-        picture = self._background[city].astype(np.float32) / 255
+        picture = self._background[city].astype(np.float32) / np.float32(255)
         self._draw_route(picture, city, int(state["goal"]), int(state["pose"]))
         self._draw_trail(picture, int(state["pose"]))
         for r, c, heading, signal in self._approaches[city]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.driving.maps import BUILDING, CROSSWALK, JUNCTION, PARK, ROAD, ROADWORKS, STEPS, VERGE, City
 
-Image = NDArray[np.float32]
-Colour = tuple[float, float, float]
+Image = NDArray[np.floating]
+Colour = Any
+"""Red, green and blue in [0, 1], as a tuple or an array."""
 SUPERSAMPLING = 2
 
 
@@ -114,11 +116,11 @@ def car(pixels: int, paint: Colour, braking: bool = False, ego: bool = False) ->
     if ego:
         c.box(0.02, 0.14, 0.98, 0.86, WHITE, 0.24, 0.9)
     c.box(0.09, 0.235, 0.97, 0.815, (0, 0, 0), 0.16, 0.35)  # shadow
-    c.box(0.05, 0.21, 0.94, 0.79, dark, 0.17)  # type: ignore[arg-type]
+    c.box(0.05, 0.21, 0.94, 0.79, dark, 0.17)
     c.box(0.065, 0.235, 0.925, 0.765, paint, 0.15)
     c.box(0.28, 0.27, 0.47, 0.73, glass, 0.07)
     c.box(0.73, 0.29, 0.85, 0.71, glass, 0.05)
-    c.box(0.41, 0.285, 0.77, 0.715, tuple(min(1.0, 1.12 * v + 0.03) for v in paint), 0.07)  # type: ignore[arg-type]
+    c.box(0.41, 0.285, 0.77, 0.715, tuple(min(1.0, 1.12 * v + 0.03) for v in paint), 0.07)
     for x in (0.30, 0.70):
         c.disc(0.09, x, 0.055, rgb("#fff6c8"))
         c.box(0.885, x - 0.07, 0.93, x + 0.07, rgb("#ff2d20") if braking else rgb("#9c2b25"), 0.02)
@@ -287,15 +289,15 @@ def _roof(c: Canvas, top: int, left: int, bottom: int, right: int) -> None:
     gap = 0.2
     a, b, d, e = top + gap, left + gap, bottom - gap, right - gap
     c.box(a + 0.09, b + 0.09, d + 0.1, e + 0.1, (0, 0, 0), 0.05, 0.3)
-    c.box(a, b, d, e, tuple(roof * 0.72), 0.04)  # type: ignore[arg-type]
-    c.box(a + 0.035, b + 0.035, d - 0.035, e - 0.035, tuple(roof), 0.03)  # type: ignore[arg-type]
+    c.box(a, b, d, e, tuple(roof * 0.72), 0.04)
+    c.box(a + 0.035, b + 0.035, d - 0.035, e - 0.035, tuple(roof), 0.03)
     if pick % 2 == 0:  # a ridge: the southern side lies in the shade
         middle = (a + d) / 2
-        c.box(middle, b + 0.035, d - 0.035, e - 0.035, tuple(roof * 0.85), 0.03)  # type: ignore[arg-type]
-        c.line((middle, b + 0.05), (middle, e - 0.05), 0.03, tuple(np.minimum(roof * 1.2, 1)))  # type: ignore[arg-type]
+        c.box(middle, b + 0.035, d - 0.035, e - 0.035, tuple(roof * 0.85), 0.03)
+        c.line((middle, b + 0.05), (middle, e - 0.05), 0.03, tuple(np.minimum(roof * 1.2, 1)))
     else:
-        c.box(a + 0.1, b + 0.1, d - 0.1, e - 0.1, tuple(np.minimum(roof * 1.1, 1)), 0.03)  # type: ignore[arg-type]
-        c.box(a + 0.2, b + 0.2, a + 0.36, b + 0.38, tuple(roof * 0.65), 0.02)  # type: ignore[arg-type]
+        c.box(a + 0.1, b + 0.1, d - 0.1, e - 0.1, tuple(np.minimum(roof * 1.1, 1)), 0.03)
+        c.box(a + 0.2, b + 0.2, a + 0.36, b + 0.38, tuple(roof * 0.65), 0.02)
 
 
 def _park(c: Canvas, r: int, column: int) -> None:
