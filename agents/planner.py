@@ -73,7 +73,7 @@ def greedy_actions(table: dict[int, dict[int, list[tuple[float, int, float, bool
     q: NDArray[np.float64] = np.zeros((len(table), num_actions))
     while True:
         value = probability * (reward + gamma * ~terminated.astype(bool) * q.max(axis=1)[next_state])
-        better = np.bincount(pair, value, minlength=q.size).reshape(len(table), num_actions)
+        better = np.bincount(pair, value, minlength=q.size).astype(np.float64).reshape(q.shape)
         if np.abs(better - q).max() < 1e-10:
             return torch.from_numpy(better.argmax(axis=1))
         q = better
