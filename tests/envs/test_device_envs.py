@@ -11,6 +11,7 @@ import warp as wp
 import envs.driving
 from agents import planner
 from contract import Mode, Streams, Task
+from envs.camera import make_camera
 from envs.device import cartpole
 from envs.device.cartpole import CartPoleBatch
 from envs.driving import camera, rules, senses
@@ -19,6 +20,7 @@ from envs.driving.config import make_config
 from envs.make import make_env
 from envs.settings import DrivingSettings, GymnasiumSettings
 from faults import ConfigError, EnvError
+from training.evaluation import evaluate
 
 envs.driving.register()
 SMALL = {"num_cities": 2, "size": 12, "time_limit": 8}
@@ -180,6 +182,7 @@ def test_the_planner_refuses_environments_without_a_model():
 # Device CartPole.
 
 CARTPOLE = GymnasiumSettings("CartPole-v1", vectorization="device")
+HOST_CARTPOLE = GymnasiumSettings("CartPole-v1")
 
 
 def test_cartpole_steps_are_gymnasiums_along_gymnasiums_trajectories():
@@ -247,3 +250,31 @@ def test_cpu_and_cuda_episodes_are_equal_bit_for_bit(obs):
             batch.step_and_reset()
         assert torch.equal(batches[0].obs[obs], batches[1].obs[obs].cpu())
         assert torch.equal(batches[0].reward, batches[1].reward.cpu())
+
+
+def test_the_planner_plans_with_the_environments_it_acts_on():
+    """The agent is built for the training environments, and evaluated on others, with other cities."""
+    streams, settings = Streams(0), DrivingSettings("Driving/Route-v0", num_cities=2)
+    train, other = make_env(settings, 2, streams, "train"), make_env(settings, 8, streams, "eval")
+    agent = planner.make_agent(planner.Settings(), Task(train.spec, 1, torch.device("cpu"), streams))
+    episodes = evaluate(agent.policy(Mode("greedy"), 8, torch.Generator()), other, 16)
+    assert [e.success for e in episodes] == [True] * 16
+
+
+@pytest.mark.parametrize("make", [lambda: DrivingSettings("Driving/Events-v0", **SMALL), lambda: HOST_CARTPOLE])
+def test_the_camera_follows_the_played_episodes(make):
+    settings, streams = make(), Streams(5)
+    env, lens = make_env(settings, 1, streams, "film"), make_camera(settings, streams, "film")
+    env.reset()
+    for _ in range(2):
+        frames, episode = [lens.reset(env.seed_of(0))], None
+        while episode is None:
+            step = env.step(torch.tensor([1]))
+            frames.append(lens.step(1))
+            episode = step.episodes[0] if step.episodes else None
+        assert all(frame.shape == frames[0].shape and frame.dtype == np.uint8 for frame in frames)
+        if hasattr(lens, "_return"):
+            assert lens._return == pytest.approx(episode.episode_return, abs=1e-5)
+            assert lens._env._info()["time"] == episode.length_env_steps
+    lens.close()
+    env.close()
