@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -133,6 +134,8 @@ class DrivingSettings:
 
     def __post_init__(self) -> None:
         driving_config(self)
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"env.device must be cpu, cuda or cuda:<index>, got '{self.device}'")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import warp as wp
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import DrivingConfig
 from envs.driving.oracle import steps_to_goal, tabular_model
 from envs.driving.rules import TALLIES
+from faults import ConfigError
 
 
 class PrivilegedView:
@@ -45,7 +47,13 @@ class PrivilegedView:
 def make_driving(
     env_id: str, config: DrivingConfig, num_envs: int, seeds: NDArray[np.uint32], device: str
 ) -> DeviceVecEnv:
-    """Builds `num_envs` driving environments whose episodes follow from `seeds` (N,)."""
+    """Builds `num_envs` driving environments whose episodes follow from `seeds` (N,).
+
+    Raises:
+        ConfigError: if the device or a map cannot be used.
+    """
+    if device != "cpu" and not wp.is_cuda_available():
+        raise ConfigError(f"env.device={device}: no CUDA device was found; use cpu")
     batch = DrivingBatch(config, num_envs, device)
     spec = EnvSpec(
         env_id=env_id,

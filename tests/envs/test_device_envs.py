@@ -132,6 +132,14 @@ def test_slices_on_threads_change_nothing(monkeypatch):
     threaded.close()
 
 
+def test_unknown_devices_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"env\.device must be cpu, cuda or cuda:<index>, got 'tpu'"):
+        driving(device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"env\.device=cuda: no CUDA device was found"):
+            driving(device="cuda")
+
+
 def test_evaluation_cities_are_not_training_cities():
     settings = DrivingSettings("Driving/Route-v0", **SMALL)
     train, evaluation = (make_env(settings, 1, Streams(0), name) for name in ("train", "eval"))
