@@ -8,23 +8,26 @@ Exit codes are listed in faults.py.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs import settings as env_settings
 from faults import CheckpointError, ConfigError, check_choice, check_range
 from training.config import typed
-from training.process import prepare, report
+from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
 if TYPE_CHECKING:
-    from contract import Agent, Mode, Streams
+    from contract import Agent, Mode, Obs, Streams
+    from training.loop import StopSignal
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class EvaluateConfig:
         check_range("video", self.video, 0, 1000)
         check_range("max_episode_steps", self.max_episode_steps, 1, None)
         check_choice("format", self.format, ("table", "json"))
+        if self.checkpoint not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", self.checkpoint):
+            raise ConfigError(
+                f"checkpoint must be latest, best or a number of environment steps, got '{self.checkpoint}'"
+            )
         if self.epsilon is not None:
             check_range("epsilon", self.epsilon, 0, 1)
             if self.mode is not None:
@@ -75,8 +82,12 @@ def main(arguments: Sequence[str]) -> int:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if set(arguments) & {"-h", "--help"}:
+        say(usage())
+        return 0
+    arguments = env_settings.import_modules(arguments)
     for argument in arguments:
-        if "=" not in argument:
+        if "=" not in argument or argument.startswith("="):
             raise ConfigError(f"cannot read '{argument}': write key=value, e.g. run=latest episodes=20")
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
@@ -84,22 +95,33 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(str(error).splitlines()[0]) from None
     for key in ("run", "checkpoint"):
         if key in plain:
+            if plain[key] is None:
+                raise ConfigError(f"{key}= is empty")
             plain[key] = str(plain[key])
     config = typed(EvaluateConfig, plain)
     env_settings.register_environments()
     run = find_run(config.run, config.run_dir)
     prepare(config.torch_threads)
-    return evaluate_run(config, run)
+
+    from training.loop import StopSignal
+
+    with StopSignal() as stop:
+        return evaluate_run(config, run, stop)
 
 
-def evaluate_run(config: EvaluateConfig, run: Run) -> int:
+def usage() -> str:
+    """What `--help` prints."""
+    keys = "\n".join(f"    {f.name}={'' if f.default is MISSING else f.default}" for f in fields(EvaluateConfig))
+    return f"{(__doc__ or '').strip()}\n\nKeys and their defaults (explained in evaluate.py):\n{keys}"
+
+
+def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     """Scores one checkpoint of a run and writes what came out; returns the exit code."""
     from agents.random import RandomPolicy
     from contract import Mode, Streams
     from envs.atari import human_normalized
     from envs.make import make_env
     from training.evaluation import evaluate, summarise
-    from training.loop import StopSignal
 
     trained = run.config()
     env_config = typed(env_settings.settings_class(str(trained["env"].get("id"))), trained["env"] | config.env, "env")
@@ -108,7 +130,6 @@ def evaluate_run(config: EvaluateConfig, run: Run) -> int:
         f"epsilon={config.epsilon}" if config.epsilon is not None else config.mode or trained["eval"]["mode"]
     )
     streams = Streams(config.seed)
-    stop = StopSignal()
 
     def new_env(num_envs: int) -> tuple[Any, int | None]:
         env = make_env(env_config, num_envs, streams, "evaluate")
@@ -118,6 +139,8 @@ def evaluate_run(config: EvaluateConfig, run: Run) -> int:
         env.close()
         return make_env(capped, num_envs, streams, "evaluate"), cap
 
+    if config.out is not None:
+        destination(config, run, "eval")  # an unwritable folder is refused before the work
     num_envs = min(config.num_envs, config.episodes)
     env, cap = new_env(num_envs)
     agent, env_steps = load_agent(trained, run, config, env.spec)
@@ -127,7 +150,8 @@ def evaluate_run(config: EvaluateConfig, run: Run) -> int:
     finally:
         env.close()
     if not episodes:
-        raise ConfigError("interrupted before the first episode ended; nothing to report")
+        warn("error: interrupted before the first episode ended; nothing to report")
+        return stop.exit_code
     env, cap = new_env(num_envs)
     try:
         chance = RandomPolicy(env.spec, num_envs, streams.torch("evaluate/random"))
@@ -159,12 +183,12 @@ def evaluate_run(config: EvaluateConfig, run: Run) -> int:
             for e in episodes
         ],
     }
-    print(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
+    say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     write_result(config, run, result, stamp)
     if config.video and not stop:
         for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
-            print(f"video: {path}", file=sys.stderr)
+            warn(f"video: {path}")
     return stop.exit_code if stop else 0
 
 
@@ -175,34 +199,33 @@ def load_agent(trained: dict[str, Any], run: Run, config: EvaluateConfig, spec: 
     from training import checkpoint
     from training.process import choose_device
 
-    algorithm = load_algorithm(str(trained["agent"].get("algorithm")))
-    agent_config = typed(algorithm.Settings, trained["agent"], "agent")
     device = choose_device(config.device)
+    try:
+        algorithm = load_algorithm(str(trained["agent"].get("algorithm")))
+        agent_config = typed(algorithm.Settings, trained["agent"], "agent")
+    except ConfigError as error:
+        raise CheckpointError(f"{run.path / 'config.yaml'}: {error}") from None
     agent: Agent = algorithm.make_agent(agent_config, Task(spec, int(trained["total_env_steps"]), device, Streams(0)))
     root = run.checkpoints
     if config.checkpoint == "latest":
         candidates = checkpoint.checkpoints(root) or checkpoint.checkpoints(root, "best")
     elif config.checkpoint == "best":
         candidates = checkpoint.checkpoints(root, "best")
-    elif config.checkpoint.isdecimal():
+    else:
         everything = [*checkpoint.checkpoints(root), *checkpoint.checkpoints(root, "best")]
         candidates = [p for p in everything if checkpoint.env_steps_of(p) == int(config.checkpoint)][:1]
-    else:
-        raise ConfigError(
-            f"checkpoint must be latest, best or a number of environment steps, got '{config.checkpoint}'"
-        )
     if not candidates:
         raise CheckpointError(f"{run.path} has no checkpoint '{config.checkpoint}' yet")
     for path in candidates:
         try:
-            state, manifest = checkpoint.load(path, groups=("policy",))
+            state, _ = checkpoint.load(path, groups=("policy",))
             agent.load_policy_state_dict(state["policy"])
-            return agent, int(manifest["env_steps"])
+            return agent, checkpoint.env_steps_of(path)
         except CheckpointError as error:
             if path is candidates[-1]:
                 raise
-            print(f"warning: {error}; trying the one before", file=sys.stderr)
-        except (RuntimeError, KeyError, ValueError) as error:
+            warn(f"warning: {error}; trying the one before")
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path} does not fit {config.run}'s configuration: {reason}") from None
     raise AssertionError("unreachable: the last candidate returns or raises")
@@ -227,7 +250,7 @@ def destination(config: EvaluateConfig, run: Run, kind: str) -> Path | None:
 def write_result(config: EvaluateConfig, run: Run, result: dict[str, Any], stamp: str) -> None:
     folder = destination(config, run, "eval")
     if folder is None:
-        print("note: the run is read-only, so the result is not stored; set out=<folder>", file=sys.stderr)
+        warn("note: the run is read-only, so the result is not stored; set out=<folder>")
         return
     (folder / f"{stamp}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
@@ -257,7 +280,8 @@ def film(
         policy = agent.policy(mode, 1, streams.torch("film/policy", device=config.device))
         if isinstance(policy, ReadsModel):
             policy.read_model(env.spec.model)
-        obs, start = env.reset(), torch.ones(1, dtype=torch.bool)
+        obs: Obs = env.reset()
+        start = torch.ones(1, dtype=torch.bool)
         for k in range(config.video):
             frames, episode = [camera.reset(env.seed_of(0))], None
             while episode is None and len(frames) <= (cap or sys.maxsize):
@@ -305,7 +329,7 @@ def table(result: dict[str, Any]) -> str:
     shown = Table(title=title, show_header=False, title_justify="left")
     for row in rows:
         shown.add_row(*row)
-    console = Console(width=110, file=open(os.devnull, "w"), record=True)
+    console = Console(width=110, file=io.StringIO(), record=True)
     console.print(shown)
     protocol = ", ".join(f"{k} {v}" for k, v in result["protocol"].items() if v is not None)
     return f"{console.export_text()}protocol: {protocol}"

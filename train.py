@@ -3,6 +3,7 @@
     python train.py agent=dqn env=ALE/Pong-v5
     python train.py resume=latest
     python train.py --multirun seed=0,1,2
+    python train.py import=my_package env=MyEnv-v0       # an environment of yours, registered with Gymnasium
 
 Every key is explained in configs/config.yaml, configs/agent/ and configs/env/. Exit codes are listed in faults.py.
 """
@@ -11,110 +12,175 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from envs import settings as env_settings
-from training.config import CONFIG_DIR, TrainConfig, compose_config, register_env_groups, typed
-from training.process import prepare, report
+from faults import ConfigError
+from training.config import (
+    CONFIG_DIR,
+    TrainConfig,
+    check_overrides,
+    compose_config,
+    hydra_line,
+    parse_overrides,
+    plain_config,
+    register_env_groups,
+    typed,
+)
+from training.process import prepare, report, say, warn
+from training.run import Run, create_run, find_run
+
+if TYPE_CHECKING:
+    from training.loop import StopSignal
+
+
+MAY_CHANGE_ON_RESUME = ("total_env_steps", "eval", "checkpoint", "log")
 
 
 def main(arguments: list[str]) -> int:
     env_settings.register_environments()
+    arguments = env_settings.import_modules(arguments)
     if any(a.startswith("-") for a in arguments):  # --multirun, --cfg job, --help...: Hydra's own command line
-        return hydra_main()
-    config = compose_config(arguments, env_settings)
-    return train_run(config)
+        return hydra_main(arguments)
+    return train_run(compose_config(arguments, env_settings), arguments)
 
 
-def hydra_main() -> int:
+def hydra_main(arguments: list[str]) -> int:
     """Hands the command line to Hydra: one run per combination in a sweep."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
+    def refuse(message: str) -> None:
+        raise ConfigError(f"{message}; flags come before key=value, and python train.py --help lists them")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[assignment, method-assign]
+    flags = parser.parse_args(arguments)
+    check_overrides(flags.overrides, env_settings, sweep=True)
     register_env_groups(env_settings)
+    sys.argv[1:] = arguments  # Hydra reads the command line itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here instead of being printed
 
     @hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")
-    def one_run(config: DictConfig) -> None:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        plain["agent"].pop("by_family", None)
-        code = report(lambda: train_run(plain), debug=bool(plain["debug"]))
+    def one_run(composed: DictConfig) -> None:
+        plain = plain_config(composed)
+        overrides = list(HydraConfig.get().overrides.task)
+        code = report(lambda: train_run(plain, overrides), debug=bool(plain["debug"]))
         if code:
             raise SystemExit(code)
 
-    one_run()
+    try:
+        one_run()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(hydra_line(error)) from None
     return 0
 
 
-def train_run(plain: dict[str, Any]) -> int:
-    """One training run; returns the exit code."""
-    run = None
-    if plain["resume"] is not None:
-        from training.run import find_run
+def train_run(plain: dict[str, Any], overrides: Sequence[str]) -> int:
+    """One training run, new or resumed; returns the exit code.
 
+    Args:
+        plain: the composed configuration.
+        overrides: what the command line set in it.
+    """
+    run = None
+    if plain.get("resume") is not None:
         run = find_run(str(plain["resume"]), str(plain["run_dir"]))
-        plain = run.config() | {"resume": str(run.path), "debug": plain["debug"]}
+        plain = _resumed(run, plain, overrides)
     config = typed(TrainConfig, plain)
     env_config = typed(env_settings.settings_class(str(config.env.get("id"))), config.env, "env")
     env_settings.known_spec(env_config.id)
     prepare(config.torch_threads)
 
-    import torch  # from here on imports take a second or two
+    from training.loop import StopSignal  # from here on imports take a second or two
+
+    with StopSignal() as stop:
+        return _train(plain, config, env_config, run, stop)
+
+
+def _resumed(run: Run, plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `run` was started with, and what a resume may change in it."""
+    from omegaconf import OmegaConf
+
+    saved: Any = OmegaConf.create(run.config())
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if key.partition(".")[0] in MAY_CHANGE_ON_RESUME:
+            OmegaConf.update(saved, key, override.value(), merge=True, force_add=True)
+        elif key not in ("resume", "run_dir", "debug"):
+            raise ConfigError(
+                f"'{key}' is fixed once a run has begun; on a resume only total_env_steps, eval.*, checkpoint.* and "
+                "log.* may change"
+            )
+    resumed = cast(dict[str, Any], OmegaConf.to_container(saved))
+    return resumed | {"resume": str(run.path), "debug": plain["debug"]}
+
+
+def _train(
+    plain: dict[str, Any], config: TrainConfig, env_config: env_settings.EnvSettings, run: Run | None, stop: StopSignal
+) -> int:
+    import torch
 
     from agents import load_algorithm
     from contract import Mode, Streams, Task
     from envs.make import make_env
-    from training.loop import StopSignal, check_memory, train
+    from training.loop import check_memory, finished_env_steps, train
     from training.process import choose_device
-    from training.run import create_run
 
+    if run is not None and (env_steps := finished_env_steps(run, config.total_env_steps)):
+        say(f"{_short(run.path)} is finished: {env_steps:,} of {config.total_env_steps:,} steps are done")
+        return 0
     algorithm = load_algorithm(str(config.agent.get("algorithm")))
     agent_config = typed(algorithm.Settings, config.agent, "agent")
-    Mode.parse(config.eval.mode)
+    eval_mode = Mode.parse(config.eval.mode)
     device = choose_device(config.device)
     config = replace(config, device=str(device))
-    stop = StopSignal()
     streams = Streams(config.seed)
     env = make_env(env_config, config.num_envs, streams, "train")
     try:
         task = Task(env.spec, config.total_env_steps, device, streams)
         agent = algorithm.make_agent(agent_config, task)
+        agent.policy(eval_mode, config.eval.num_envs, streams.torch("eval/policy", device=device))  # can it do that?
         check_memory(agent.memory_bytes, "the replay")
         name = str(getattr(agent_config, "name", agent_config.algorithm))
+        plain = plain | {"resume": None, "torch_threads": torch.get_num_threads(), "device": str(device)}
+        verb = "training" if run is None else "resuming"
+        resume = run is not None
         if run is None:
-            resolved = plain | {"resume": None, "torch_threads": torch.get_num_threads(), "device": str(device)}
-            run = create_run(config.run_dir, resolved, name)
-            verb = "training"
-        else:
-            verb = "resuming"
-        lock = run.lock()
-        print(f"{verb} {name} on {env_config.id}, {config.total_env_steps:,} steps, seed {config.seed}, {device}")
-        if agent.memory_bytes:
-            print(f"replay: {agent.memory_bytes / 1e9:.2f} GB when full")
-        print(f"run folder: {_short(run.path)}")
-
-        capped, cap = env_settings.with_step_cap(env_config, config.eval.max_episode_steps, env.spec.max_episode_steps)
-        env_steps = train(
-            agent,
-            env,
-            lambda num_envs, stream: make_env(env_config, num_envs, streams, stream),
-            lambda: (make_env(capped, config.eval.num_envs, streams, "eval"), cap),
-            config,
-            run,
-            stop,
-            resume=verb == "resuming",
-        )
-        lock.close()
+            run = create_run(config.run_dir, plain, name)
+        with run.lock():
+            if resume:
+                run.record_resume(plain)
+            say(f"{verb} {name} on {env_config.id}, {config.total_env_steps:,} steps, seed {config.seed}, {device}")
+            if agent.memory_bytes:
+                say(f"replay: {agent.memory_bytes / 1e9:.2f} GB when full")
+            say(f"run folder: {_short(run.path)}")
+            capped, cap = env_settings.with_step_cap(
+                env_config, config.eval.max_episode_steps, env.spec.max_episode_steps
+            )
+            env_steps = train(
+                agent,
+                env,
+                lambda num_envs, stream: make_env(env_config, num_envs, streams, stream),
+                lambda: (make_env(capped, config.eval.num_envs, streams, "eval"), cap),
+                config,
+                run,
+                stop,
+                resume=resume,
+            )
     finally:
         env.close()
     if stop:
-        print(
-            f"stopped at {env_steps:,} steps, saved; continue with: python train.py resume={_short(run.path)}",
-            file=sys.stderr,
-        )
+        warn(f"stopped at {env_steps:,} steps, saved; continue with: python train.py resume={_short(run.path)}")
         return stop.exit_code
-    print(f"done: {env_steps:,} steps; see how it plays with: python evaluate.py run={_short(run.path)} video=1")
+    say(f"done: {env_steps:,} steps; see how it plays with: python evaluate.py run={_short(run.path)} video=1")
     return 0
 
 

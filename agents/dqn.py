@@ -13,6 +13,7 @@ Deviations from the sources:
        the batch size changes how often a transition is learned from.
     4. The target network is synchronised every so many environment steps, not gradient steps.
     5. The dueling head has no hidden layer of its own (see `networks/heads.py`).
+    6. `center_pixels` subtracts the mean image of the warm-up from what the network sees. The paper feeds raw pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition
 from faults import ConfigError, NonFiniteError, check_choice, check_range
 from memory.replay import Replay
-from networks.backbones import BACKBONES, make_backbone
+from networks.backbones import BACKBONES, CNN, make_backbone
 from networks.heads import DuelingQHead, QHead
 from networks.optimizer import load_optimizer_state, optimizer_state
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
@@ -67,6 +68,10 @@ class Settings:
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     backbone: str = "auto"
     """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    center_pixels: bool = False
+    """Subtract the mean image of the steps before learning starts from every image."""
+    bfloat16: bool = False
+    """Compute the CNN in bfloat16: faster only where the processor has its instructions."""
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
     """Layer widths of the mlp."""
 
@@ -109,8 +114,14 @@ def make_agent(settings: Settings, task: Task) -> DQN:
         )
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        backbone = make_backbone(settings.backbone, task.spec.observation_space, settings.hidden_sizes)
-        head = (DuelingQHead if settings.dueling else QHead)(int(backbone.out_dim), int(space.n))
+        backbone = make_backbone(
+            settings.backbone,
+            task.spec.observation_space,
+            settings.hidden_sizes,
+            settings.center_pixels,
+            settings.bfloat16,
+        )
+        head = (DuelingQHead if settings.dueling else QHead)(backbone.out_dim, int(space.n))
     replay = Replay(settings.replay_capacity, task.spec, settings.gamma, settings.n_step, task.streams.numpy("replay"))
     return DQN(settings, nn.Sequential(backbone, head).to(task.device), replay, task)
 
@@ -172,7 +183,7 @@ class QPolicy:
 class DQN:
     """DQN agent; see the module docstring for sources and deviations."""
 
-    def __init__(self, settings: Settings, q_net: nn.Module, replay: Replay, task: Task) -> None:
+    def __init__(self, settings: Settings, q_net: nn.Sequential, replay: Replay, task: Task) -> None:
         self._settings = settings
         self._total_env_steps = task.total_env_steps
         self._device = task.device
@@ -214,7 +225,10 @@ class DQN:
 
     def update(self) -> Metrics:
         metrics: Metrics = {}
-        while self._updates < self._updates_due():
+        due = self._updates_due()
+        if due and not self._updates and self._settings.center_pixels:
+            self._center_pixels()
+        while self._updates < due:
             metrics = self._gradient_step()
         syncs_due = self._env_steps // self._settings.target_sync_every_env_steps
         if syncs_due > self._syncs:
@@ -228,15 +242,22 @@ class DQN:
         learning_env_steps = max(0, self._env_steps - s.learning_starts_env_steps)
         return int(learning_env_steps * s.samples_per_env_step / s.batch_size)
 
+    def _center_pixels(self) -> None:
+        image = self.replay.mean_obs().to(self._device)
+        for net in (self.q_net, self.target_q_net):
+            backbone = net[0]
+            assert isinstance(backbone, CNN)
+            backbone.center(image)
+
     def _gradient_step(self) -> Metrics:
         batch = Batch(*(part.to(self._device) for part in self.replay.sample(self._settings.batch_size)))
         loss, q = td_loss(self.q_net, self.target_q_net, batch, self._settings.double)
         self.optimizer.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), self._settings.max_grad_norm)
-        if not torch.isfinite(grad_norm):
+        if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
             raise NonFiniteError(
-                f"the gradient of update {self._updates + 1} is {float(grad_norm)} (loss {float(loss):.3g}); "
+                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm {float(grad_norm):.3g}; "
                 "try a smaller agent.learning_rate"
             )
         self.optimizer.param_groups[0]["lr"] = self.learning_rate

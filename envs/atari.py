@@ -126,12 +126,12 @@ class AtariCamera:
 
     def reset(self, seed: int) -> np.ndarray:
         """Begins the episode of this seed and returns its first frame (210, 160, 3) uint8."""
-        obs, _ = self._env.reset(seed=np.array([seed]))
-        return obs[0, -1]
+        obs, _ = self._env.reset(seed=np.array([seed]))  # type: ignore[arg-type]
+        return np.asarray(obs[0, -1])
 
     def step(self, action: int) -> np.ndarray:
         """Takes the action and returns the frame after it."""
-        return self._env.step(np.array([action]))[0][0, -1]
+        return np.asarray(self._env.step(np.array([action]))[0][0, -1])
 
     def close(self) -> None:
         self._env.close()

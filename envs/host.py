@@ -14,7 +14,9 @@ checkpoint stores, and `load_state_dict` replays it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import multiprocessing
 import os
 import sys
 import threading
@@ -165,9 +167,8 @@ class HostVecEnv:
         if self._resets_by_mask:
             obs = self._replay(actions, began)
         if _fingerprint(obs) != state["obs_sha256"]:
-            print(
-                f"warning: {self.spec.env_id} cannot be replayed from seeds and actions; new episodes begin here",
-                file=sys.stderr,
+            sys.stderr.write(
+                f"warning: {self.spec.env_id} cannot be replayed from seeds and actions; new episodes begin here\n"
             )
             self._episode += 1
             obs = self.reset()
@@ -177,7 +178,7 @@ class HostVecEnv:
         """Steps through the action log; each environment enters its running episode at the step where it began."""
         assert self._obs is not None
         for t, act in enumerate(actions):
-            raw_obs, reward, terminated, truncated, info = self._call("step", lambda a=act: self._env.step(a))
+            raw_obs, reward, terminated, truncated, info = self._call("step", functools.partial(self._env.step, act))
             self._return += reward
             self._length += 1
             self._lives = self._lives_of(info)
@@ -234,12 +235,13 @@ class HostVecEnv:
                 tuple(np.asarray(part)[None] for part in final) if isinstance(final, tuple) else np.asarray(final)[None]
             )
             next_obs[i] = self._to_agent(batch)[0]
+        self._check_observation(next_obs)
         return next_obs
 
     def _finished(self, i: int, info: dict[str, Any]) -> Episode:
         success: bool | None = None
-        for key in ("is_success", "success"):
-            for source in (info.get("final_info", {}), info):
+        for source in (info, info.get("final_info", {})):  # the latter is SAME_STEP's, where `info` is the reset's
+            for key in ("is_success", "success"):
                 if key in source and source.get(f"_{key}", np.ones(self.spec.num_envs, bool))[i]:
                     success = bool(source[key][i])
         if success is None and self._success_return is not None:
@@ -249,7 +251,7 @@ class HostVecEnv:
 
     def _checked_action(self, action: Tensor) -> np.ndarray:
         """Refuses actions outside the space: an emulator thread that gets one never answers."""
-        act = action.detach().cpu().numpy()
+        act = action.detach().cpu().numpy().copy()  # it stays in the log of actions
         if not self._discrete:
             return act
         n = int(self.spec.action_space.n)  # type: ignore[attr-defined]
@@ -258,7 +260,7 @@ class HostVecEnv:
                 f"{self.spec.env_id}: actions must be int64 ({self.spec.num_envs},) in [0, {n - 1}], "
                 f"got {act.dtype} {act.shape} in [{act.min()}, {act.max()}]"
             )
-        return act + self._action_start if self._action_start else act.copy()
+        return act + self._action_start
 
     def _check_observation(self, obs: Tensor) -> None:
         if obs.dtype == torch.float32 and not torch.isfinite(obs).all():
@@ -322,7 +324,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._timeout_s / 4)):
             if time.monotonic() > self._deadline:
-                print(f"error: {self._message}; the last checkpoint is kept", file=sys.stderr, flush=True)
+                sys.stderr.write(f"error: {self._message}; the last checkpoint is kept\n")
+                sys.stderr.flush()
+                for worker in multiprocessing.active_children():
+                    worker.kill()  # a hung one would not notice that its parent is gone
                 os._exit(EnvError.exit_code)
 
 
@@ -347,7 +352,7 @@ def agent_view(space: gym.Space[Any], env_id: str) -> gym.Space[Any]:
     if isinstance(space, MultiBinary):
         return MultiDiscrete(np.full(int(np.prod(space.shape)), 2))
     if isinstance(space, Tuple) and all(isinstance(part, Discrete) for part in space):
-        return MultiDiscrete([int(part.n) for part in space])  # type: ignore[attr-defined]
+        return MultiDiscrete([int(part.n) for part in space])
     raise ConfigError(
         f"{env_id} has observations of type {type(space).__name__}, which no agent reads; Box, Discrete, "
         "MultiDiscrete, MultiBinary and tuples of Discrete are supported"
@@ -370,7 +375,7 @@ def _observation_converter(space: gym.Space[Any]) -> Callable[[Any], Tensor]:
         start = int(space.start)
         return lambda obs: torch.from_numpy(np.asarray(obs, np.int64) - start)
     if isinstance(space, Tuple):
-        starts = np.array([int(part.start) for part in space])  # type: ignore[attr-defined]
+        starts = np.array([int(part.start) for part in space])
         return lambda obs: torch.from_numpy(np.stack([np.asarray(part, np.int64) for part in obs], axis=1) - starts)
     if isinstance(space, MultiDiscrete):
         offset = space.start.astype(np.int64)

@@ -101,7 +101,7 @@ def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vec
     if isinstance(action_space, gym.spaces.Discrete):
         action_space = gym.spaces.Discrete(int(action_space.n))
     inner = vector_env.envs[0] if isinstance(vector_env, gym.vector.SyncVectorEnv) else None
-    max_episode_steps = settings.max_episode_steps or gym.registry[settings.id].max_episode_steps
+    max_episode_steps = settings.max_episode_steps or known_spec(settings.id).max_episode_steps
     spec = EnvSpec(
         env_id=settings.id,
         observation_space=observation_space,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -162,6 +163,28 @@ def register_environments() -> None:
 
     gym.register_envs(ale_py)
     driving.register()
+
+
+def import_modules(arguments: Sequence[str]) -> list[str]:
+    """Imports what `import=<module>` on a command line names, so that its environments are registered.
+
+    Only a command line can ask for an import, never a file that is read.
+
+    Returns:
+        The other arguments.
+
+    Raises:
+        EnvError: if a module cannot be imported.
+    """
+    for argument in arguments:
+        key, _, module = argument.partition("=")
+        if key != "import":
+            continue
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise EnvError(f"import={module}: {error}") from None
+    return [a for a in arguments if not a.startswith("import=")]
 
 
 def family(env_id: str) -> str:

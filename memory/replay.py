@@ -40,6 +40,8 @@ class ObsStore(Protocol):
 
     def next_obs(self, rows: Tensor, envs: Tensor) -> Tensor: ...
 
+    def mean(self, filled: int) -> Tensor: ...
+
     def state_dict(self, filled: int) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
@@ -61,14 +63,17 @@ class VectorStore:
     def write(self, row: int, transition: Transition) -> None:
         if self._obs.numel() == 0:
             self._obs, self._next_obs = (torch.zeros(self._shape, dtype=self._dtype) for _ in range(2))
-        self._obs[row] = transition.obs
-        self._next_obs[row] = transition.next_obs
+        self._obs[row] = transition.obs  # type: ignore[assignment]
+        self._next_obs[row] = transition.next_obs  # type: ignore[assignment]
 
     def obs(self, rows: Tensor, envs: Tensor) -> Tensor:
         return self._obs[rows, envs]
 
     def next_obs(self, rows: Tensor, envs: Tensor) -> Tensor:
         return self._next_obs[rows, envs]
+
+    def mean(self, filled: int) -> Tensor:
+        return self._obs[:filled].float().mean(dim=(0, 1))
 
     def state_dict(self, filled: int) -> State:
         return {"obs": self._obs[:filled], "next_obs": self._next_obs[:filled]}
@@ -93,9 +98,9 @@ class FrameStore:
         self.history = self._stack - 1
         # One more frame than there are slots: it stays zero and stands for what came before an episode.
         self._num_frames = rows * spec.num_envs + 1
-        self.bytes = self._num_frames * int(np.prod(self._frame_shape))
         self._frames = torch.empty(0, dtype=torch.uint8)
         self._age = torch.zeros(rows, spec.num_envs, dtype=torch.int64)  # steps since the episode's first observation
+        self.bytes = self._num_frames * int(np.prod(self._frame_shape)) + self._age.numel() * self._age.itemsize
         self._next_age = torch.zeros(spec.num_envs, dtype=torch.int64)
         self._last_frame: dict[int, Tensor] = {}  # slot of the last row of an episode -> the frame after it
 
@@ -116,15 +121,19 @@ class FrameStore:
             self._last_frame[first + i] = newest[i].clone()
 
     def obs(self, rows: Tensor, envs: Tensor) -> Tensor:
-        return self._frames[self._slots(rows, envs, self._stack)]
+        return self._gather(self._slots(rows, envs, self._stack))
 
     def next_obs(self, rows: Tensor, envs: Tensor) -> Tensor:
         newest = ((rows + 1) % self._rows) * self._num_envs + envs
-        stack = self._frames[torch.cat([self._slots(rows, envs, self._stack - 1), newest[:, None]], dim=1)]
+        stack = self._gather(torch.cat([self._slots(rows, envs, self._stack - 1), newest[:, None]], dim=1))
         for b, slot in enumerate((rows * self._num_envs + envs).tolist()):
             if slot in self._last_frame:
                 stack[b, -1] = self._last_frame[slot]
         return stack
+
+    def _gather(self, slots: Tensor) -> Tensor:
+        """Frames by slot: (B, k) -> (B, k, H, W). One flat `index_select` copies whole frames."""
+        return self._frames.index_select(0, slots.flatten()).view(*slots.shape, *self._frame_shape)
 
     def _slots(self, rows: Tensor, envs: Tensor, count: int) -> Tensor:
         """Indices of the `count` frames up to and with the frame of each row: (B, count), oldest first."""
@@ -132,6 +141,10 @@ class FrameStore:
         slots = ((rows[:, None] - back) % self._rows) * self._num_envs + envs[:, None]
         before_episode = back > self._age[rows, envs][:, None]
         return torch.where(before_episode, self._num_frames - 1, slots)
+
+    def mean(self, filled: int) -> Tensor:
+        frames = self._frames[: filled * self._num_envs]
+        return (frames.sum(dim=0, dtype=torch.int64) / len(frames)).expand(self._stack, *self._frame_shape)
 
     def state_dict(self, filled: int) -> State:
         last_slots = sorted(self._last_frame)
@@ -226,6 +239,10 @@ class Replay:
             next_obs=self._store.next_obs(last, envs),
             discount=discount,
         )
+
+    def mean_obs(self) -> Tensor:
+        """Mean of the stored observations: (*obs_shape) float32."""
+        return self._store.mean(self._filled)
 
     def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Absolute rows and environments of the samples; the empty rows of resetting environments are drawn again."""

@@ -1,13 +1,13 @@
 """Backbones: observation in, features out. Every backbone has `out_dim`.
 
 Images enter as uint8 (N, C, H, W), in any memory layout; they are converted once, to float32 in channels_last layout,
-which is what the convolutions compute fastest in. The division by 255 is folded into the first layer's weights (a few
-thousand numbers instead of a few million).
+which is what the convolutions compute fastest in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,13 +21,27 @@ from faults import ConfigError
 BACKBONES = ("auto", "mlp", "nature_cnn", "nips_cnn", "small_cnn")
 
 
-def make_backbone(name: str, space: gym.Space, hidden_sizes: Sequence[int]) -> nn.Module:
+class Backbone(nn.Module):
+    """Observation (N, *obs_shape) -> features (N, out_dim)."""
+
+    out_dim: int
+
+
+def make_backbone(
+    name: str,
+    space: gym.Space[Any],
+    hidden_sizes: Sequence[int],
+    center_pixels: bool = False,
+    bfloat16: bool = False,
+) -> Backbone:
     """Builds a backbone for the observations of `space`.
 
     Args:
         name: one of `BACKBONES`; `auto` is `nature_cnn` for images and `mlp` for everything else.
         space: Box, Discrete or MultiDiscrete, as in `contract.EnvSpec.observation_space`.
         hidden_sizes: layer widths of an `mlp`; the last is the feature size. CNNs have their papers' sizes.
+        center_pixels: whether a CNN subtracts a mean image, which is to be given to `CNN.center`.
+        bfloat16: whether a CNN computes in bfloat16; its weights and features stay float32.
 
     Raises:
         ConfigError: if the backbone cannot read the space.
@@ -35,15 +49,18 @@ def make_backbone(name: str, space: gym.Space, hidden_sizes: Sequence[int]) -> n
     image = isinstance(space, Box) and len(space.shape) == 3
     if name == "auto":
         name = "nature_cnn" if image else "mlp"
+    if center_pixels and (not image or name == "mlp"):
+        raise ConfigError(f"agent.center_pixels needs a CNN on images, not {name} on {space}")
     if name == "mlp":
         return MLP(make_input(space), hidden_sizes)
     if not image:
         raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
-    channels, height, width = space.shape
-    return {"nature_cnn": nature_cnn, "nips_cnn": nips_cnn, "small_cnn": small_cnn}[name](channels, height, width)
+    assert space.shape is not None
+    convolutions, out_dim = CNNS[name]
+    return CNN(space.shape, convolutions, out_dim, center_pixels, bfloat16)
 
 
-def make_input(space: gym.Space) -> nn.Module:
+def make_input(space: gym.Space[Any]) -> Backbone:
     """The first layer of an `mlp`: one-hot for discrete observations, else flattened floats (bytes scaled to [0, 1])."""
     if isinstance(space, Discrete):
         return OneHot([int(space.n)])
@@ -53,8 +70,10 @@ def make_input(space: gym.Space) -> nn.Module:
     return Flatten(int(np.prod(space.shape)), scale=1 / 255 if space.dtype == np.uint8 else 1.0)
 
 
-class OneHot(nn.Module):
+class OneHot(Backbone):
     """Integers (N,) or (N, K) -> concatenated one-hot vectors (N, sum of sizes) float32."""
+
+    offset: Tensor
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -66,7 +85,7 @@ class OneHot(nn.Module):
         return torch.zeros(len(obs), self.out_dim, device=obs.device).scatter_(1, index, 1.0)
 
 
-class Flatten(nn.Module):
+class Flatten(Backbone):
     """(N, ...) of any number type -> (N, out_dim) float32, multiplied by `scale`."""
 
     def __init__(self, out_dim: int, scale: float) -> None:
@@ -79,13 +98,13 @@ class Flatten(nn.Module):
         return flat if self.scale == 1.0 else flat * self.scale
 
 
-class MLP(nn.Module):
+class MLP(Backbone):
     """Fully connected layers with ReLU: (N, ...) -> (N, out_dim)."""
 
-    def __init__(self, input_layer: nn.Module, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, input_layer: Backbone, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.input_layer = input_layer
-        width = int(input_layer.out_dim)
+        width = input_layer.out_dim
         self.layers = nn.ModuleList()
         for size in hidden_sizes:
             self.layers.append(nn.Linear(width, size))
@@ -93,60 +112,83 @@ class MLP(nn.Module):
         self.out_dim = width
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.input_layer(obs)
+        x: Tensor = self.input_layer(obs)
         for layer in self.layers:
             x = F.relu(layer(x))
         return x
 
 
-class CNN(nn.Module):
-    """Convolutions without padding, then one fully connected layer, ReLU after each: (N, C, H, W) -> (N, out_dim)."""
+class CNN(Backbone):
+    """Convolutions without padding, then one fully connected layer, ReLU after each: (N, C, H, W) -> (N, out_dim).
+
+    Pixels enter as x / 255, or, with `center_pixels`, as (x - mean image) / 64 once `center` has been called.
+    """
+
+    pixel_mean: Tensor
 
     def __init__(
-        self, channels: int, height: int, width: int, convolutions: Sequence[tuple[int, int, int]], out_dim: int
+        self,
+        image_shape: tuple[int, ...],
+        convolutions: Sequence[tuple[int, int, int]],
+        out_dim: int,
+        center_pixels: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         """Builds the layers.
 
         Args:
-            channels: of the image.
-            height: in pixels.
-            width: in pixels.
+            image_shape: channels, height, width.
             convolutions: (filters, kernel size, stride) of each.
             out_dim: width of the fully connected layer.
+            center_pixels: see the class.
+            bfloat16: compute in bfloat16. About 1.6 times as fast on processors that have its instructions (AVX512-BF16,
+                AMX, recent GPUs), many times slower on those that lack them.
         """
         super().__init__()
-        self.convolutions = nn.ModuleList()
-        size, planes = [height, width], channels
+        planes, *size = image_shape
+        layers = []
         for filters, kernel, stride in convolutions:
             if min(size) < kernel:
-                raise ConfigError(f"an image of {height}x{width} pixels is too small for this backbone; use mlp")
-            self.convolutions.append(nn.Conv2d(planes, filters, kernel, stride))
+                raise ConfigError(
+                    f"an image of {image_shape[1]}x{image_shape[2]} pixels is too small for this backbone"
+                )
+            layers.append(nn.Conv2d(planes, filters, kernel, stride))
             size, planes = [(s - kernel) // stride + 1 for s in size], filters
+        self.first, self.rest = layers[0], nn.ModuleList(layers[1:])
         self.linear = nn.Linear(planes * size[0] * size[1], out_dim)
         self.out_dim = out_dim
-        self.to(memory_format=torch.channels_last)
+        self.center_pixels, self.bfloat16 = center_pixels, bfloat16
+        if center_pixels:
+            self.register_buffer("pixel_mean", torch.zeros(image_shape))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def center(self, pixel_mean: Tensor) -> None:
+        """Sets the image (C, H, W), in pixel values, that is subtracted from every input."""
+        self.pixel_mean.copy_(pixel_mean)
 
     def forward(self, image: Tensor) -> Tensor:
-        first = self.convolutions[0]
-        scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
-        x = image.to(torch.float32, memory_format=torch.channels_last)
-        x = F.conv2d(x, first.weight * scale, first.bias, first.stride)
-        x = F.relu_(x)
-        for layer in self.convolutions[1:]:
-            x = F.relu_(layer(x))
-        return F.relu_(self.linear(x.flatten(1)))
+        # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as
+        # scaling and subtracting on millions of pixels.
+        kernel = self.first.weight * (1 / 64 if self.center_pixels else 1 / 255)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bfloat16):
+            x = image.to(torch.float32, memory_format=torch.channels_last)
+            x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
+            if self.center_pixels:
+                x = x - F.conv2d(self.pixel_mean[None], kernel, None, self.first.stride)
+            x = F.relu_(x)
+            for layer in self.rest:
+                x = F.relu_(layer(x))
+            # Flattened as it lies in memory, channels last: no copy.
+            features: Tensor = F.relu_(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+        return features.float()
 
 
-def nature_cnn(channels: int, height: int, width: int) -> CNN:
-    """The network of Mnih et al. 2015 (Nature 518, "Methods"): 1.69 million parameters with its head on 84x84x4."""
-    return CNN(channels, height, width, [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512)
-
-
-def nips_cnn(channels: int, height: int, width: int) -> CNN:
-    """The network of Mnih et al. 2013 (arXiv:1312.5602, section 4.1): a third of the Nature network's work."""
-    return CNN(channels, height, width, [(16, 8, 4), (32, 4, 2)], 256)
-
-
-def small_cnn(channels: int, height: int, width: int) -> CNN:
-    """Two strided 4x4 convolutions for images of about 42x42 pixels."""
-    return CNN(channels, height, width, [(16, 4, 2), (32, 4, 2)], 256)
+CNNS: dict[str, tuple[Sequence[tuple[int, int, int]], int]] = {
+    # Mnih et al. 2015, Nature 518, "Methods": 1.69 million parameters with its head on 84x84x4.
+    "nature_cnn": ([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512),
+    # Mnih et al. 2013, arXiv:1312.5602, section 4.1: a third of the Nature network's work.
+    "nips_cnn": ([(16, 8, 4), (32, 4, 2)], 256),
+    # For images of about 42x42 pixels.
+    "small_cnn": ([(16, 4, 2), (32, 4, 2)], 256),
+}
+"""(filters, kernel size, stride) of each convolution, and the width of the fully connected layer."""

@@ -13,7 +13,8 @@ class QHead(nn.Module):
         self.q = nn.Linear(in_dim, num_actions)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.q(features)
+        q: Tensor = self.q(features)
+        return q
 
 
 class DuelingQHead(nn.Module):
@@ -35,5 +36,6 @@ class DuelingQHead(nn.Module):
         self.advantage = nn.Linear(in_dim, num_actions)
 
     def forward(self, features: Tensor) -> Tensor:
-        advantage = self.advantage(features)
-        return self.value(features) + advantage - advantage.mean(dim=1, keepdim=True)
+        value: Tensor = self.value(features)  # (N, 1)
+        advantage: Tensor = self.advantage(features)  # (N, A)
+        return value + advantage - advantage.mean(dim=1, keepdim=True)

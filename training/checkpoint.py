@@ -38,12 +38,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from contract import State
-from faults import CheckpointError, StorageError
+from faults import CheckpointError, NonFiniteError, StorageError
 
 FORMAT = 1
 SEGMENT_BYTES = 8 * 2**20
 MAX_JSON_BYTES = 64 * 2**20
-_NAME = re.compile(r"(step|best)_(\d{9,})")
+_NAME = re.compile(r"(step|best)_(\d{9,18})", re.ASCII)
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biufc]\d{1,2})', 'fortran_order': False, 'shape': \(([\d, ]+)\), \} *\n",
+    re.DOTALL,
+)
+_SEGMENT = re.compile(r"[0-9a-f]{64}\.npy")
 
 
 def save(root: Path, name: str, state: State, about: dict[str, Any]) -> Path:
@@ -57,6 +62,7 @@ def save(root: Path, name: str, state: State, about: dict[str, Any]) -> Path:
 
     Raises:
         StorageError: if the disk is full or refuses; whatever was there before is still there.
+        NonFiniteError: if a weight of the policy is NaN or infinite: no such policy is ever saved.
     """
     final = root / name
     if final.exists():
@@ -68,11 +74,14 @@ def save(root: Path, name: str, state: State, about: dict[str, Any]) -> Path:
         segments: set[str] = set()
         for group, tree in state.items():
             tensors, values = _split(tree)
-            large = {} if group == "policy" else {k: t for k, t in tensors.items() if _bytes(t) > SEGMENT_BYTES}
+            if group == "policy":
+                _check_finite(tensors)
+            large = {} if group == "policy" else {k: t for k, t in tensors.items() if _is_segmented(t)}
             if large:
                 values["__segments__"] = {k: _write_segments(root / "segments", t) for k, t in large.items()}
                 segments.update(s for names in values["__segments__"].values() for s in names)
-            small = {k: t.contiguous() for k, t in tensors.items() if k not in large}
+            # Copies, because safetensors refuses tensors that share memory.
+            small = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items() if k not in large}
             if small:
                 _write(staging / f"{group}.safetensors", safetensors.torch.save(small))
             if values or not tensors:
@@ -86,12 +95,12 @@ def save(root: Path, name: str, state: State, about: dict[str, Any]) -> Path:
         _sync_directory(staging)
         staging.rename(final)
         _sync_directory(root)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise StorageError(
-            f"cannot save {final}: {error.strerror or error}; the previous checkpoint is kept"
-        ) from error
-    _read_manifest(final)
+        _read_manifest(final)
+    except (OSError, CheckpointError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot save {final}: {reason}; the previous checkpoint is kept") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # nothing is left of it after the rename
     return final
 
 
@@ -104,6 +113,23 @@ def load(path: Path, groups: tuple[str, ...] | None = None) -> tuple[State, dict
     Raises:
         CheckpointError: one line, if anything is missing, changed, foreign or not finite.
     """
+    try:
+        return _load(path, groups)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} does not hold the state of a run: {reason[:200]}") from None
+
+
+def _load(path: Path, groups: tuple[str, ...] | None) -> tuple[State, dict[str, Any]]:
     manifest = _read_manifest(path)
     state: State = {}
     for name, entry in manifest["files"].items():
@@ -119,21 +145,25 @@ def load(path: Path, groups: tuple[str, ...] | None = None) -> tuple[State, dict
             for key, segments in values.pop("__segments__", {}).items():
                 _put(tree, key, _read_segments(path.parent / "segments", segments, path))
             _merge(tree, values)
-        elif kind == "safetensors":
-            try:
-                tensors = safetensors.torch.load(content)
-            except (SafetensorError, ValueError) as error:
-                raise CheckpointError(f"{path / name} is no safetensors file: {error}") from None
-            for key, tensor in tensors.items():
-                if group == "policy" and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise CheckpointError(f"{path / name}: tensor {key} is not finite")
-                _put(tree, key, tensor)
         else:
-            raise CheckpointError(f"{path} holds a file of unknown kind: {name!r}")
+            for key, tensor in _tensors(content, path / name, finite=group == "policy").items():
+                _put(tree, key, tensor)
     for group in groups or ():
         if group not in state:
             raise CheckpointError(f"{path} has no {group}")
     return state, manifest
+
+
+def _tensors(content: bytes, path: Path, finite: bool) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.torch.load(content)
+        if finite:
+            _check_finite(tensors)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+    except NonFiniteError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return tensors
 
 
 def checkpoints(root: Path, kind: str = "step") -> list[Path]:
@@ -168,8 +198,14 @@ def prune(root: Path, keep: int) -> None:
             return  # what a damaged checkpoint refers to is unknown: delete nothing
     with contextlib.suppress(OSError):
         for segment in (root / "segments").iterdir():
-            if segment.stem not in used:
+            if _SEGMENT.fullmatch(segment.name) and segment.stem not in used:
                 segment.unlink()
+
+
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, so that it is neither counted as one that is kept nor in the way of a new one."""
+    with contextlib.suppress(OSError):
+        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def remove_leftovers(root: Path) -> None:
@@ -178,6 +214,14 @@ def remove_leftovers(root: Path) -> None:
         for entry in root.iterdir():
             if entry.name.startswith((".tmp-", ".trash-")):
                 shutil.rmtree(entry, ignore_errors=True)
+        for segment in (root / "segments").glob(".tmp-*"):
+            segment.unlink()
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"tensor {key} of the policy is not finite")
 
 
 # --- trees of state -----------------------------------------------------------------------------------------------
@@ -193,7 +237,7 @@ def _split(tree: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if "/" in str(key):
                 raise ValueError(f"state key {key!r} must not contain '/'")
             if isinstance(value, np.ndarray):
-                value = torch.from_numpy(np.ascontiguousarray(value))
+                value = torch.from_numpy(np.asarray(value, order="C"))
             if isinstance(value, Tensor):
                 tensors[f"{path}{key}"] = value.detach().cpu()
             elif isinstance(value, dict):
@@ -223,8 +267,10 @@ def _merge(tree: State, values: dict[str, Any]) -> None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.itemsize
+def _is_segmented(tensor: Tensor) -> bool:
+    """Whether a tensor is large enough to be shared block by block, and of a type that npy files know."""
+    in_numpy = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return tensor.numel() * tensor.itemsize > SEGMENT_BYTES and in_numpy
 
 
 def _dump(values: dict[str, Any]) -> bytes:
@@ -286,15 +332,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {path}")
     manifest = _parse(_read(path / "manifest.json", None, limit=MAX_JSON_BYTES), path / "manifest.json")
     claimed = manifest.pop("sha256", None)
-    if hashlib.sha256(_dump(manifest)).hexdigest() != claimed:
+    try:
+        actual = hashlib.sha256(_dump(manifest)).hexdigest()
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path / 'manifest.json'} is no manifest: {error}") from None
+    if actual != claimed:
         raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not its own")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
+    if manifest.get("env_steps", env_steps_of(path)) != env_steps_of(path):
+        raise CheckpointError(f"{path} was saved after {manifest['env_steps']} environment steps: it has been renamed")
     files, segments = manifest.get("files"), manifest.get("segments")
     if not isinstance(files, dict) or not isinstance(segments, list):
         raise CheckpointError(f"{path / 'manifest.json'} lists no files")
     for name, entry in files.items():
-        if not re.fullmatch(r"[a-z_]+\.(json|safetensors)", name) or set(entry) != {"bytes", "sha256"}:
+        listed = isinstance(entry, dict) and [type(entry.get(k)) for k in ("bytes", "sha256")] == [int, str]
+        if not re.fullmatch(r"[a-z_]+\.(json|safetensors)", name) or not listed:
             raise CheckpointError(f"{path / 'manifest.json'} lists a file that no checkpoint has: {name!r}")
     return manifest
 
@@ -308,7 +361,7 @@ def _write_segments(folder: Path, tensor: Tensor) -> list[str]:
         block = array[start : start + rows]
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(block))
-        data = memoryview(block).cast("B")
+        data = block.reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(header.getvalue())
         digest.update(data)
         name = digest.hexdigest()
@@ -334,9 +387,18 @@ def _read_segments(folder: Path, names: list[str], owner: Path) -> Tensor:
             content = _read(folder / f"{name}.npy", None)
             if hashlib.sha256(content).hexdigest() != name:
                 raise CheckpointError(f"{folder / name}.npy is damaged: its SHA-256 is not its name")
-            try:
-                yield np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-            except ValueError as error:
-                raise CheckpointError(f"{folder / name}.npy is no array: {error}") from None
+            yield _parse_npy(content)
 
     return torch.from_numpy(np.concatenate(list(blocks())))
+
+
+def _parse_npy(content: bytes) -> np.ndarray:
+    """A view of the bytes. Raises ValueError unless they are one array of plain numbers, as we write it.
+
+    NumPy's own reader parses headers with Python's tokenizer, and knows types that are pickled.
+    """
+    header = _NPY_HEADER.match(content)
+    if header is None:
+        raise ValueError("a segment is no npy file of plain numbers")
+    shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
+    return np.frombuffer(content, np.dtype(header[1].decode()), offset=header.end()).reshape(shape)

@@ -19,8 +19,10 @@ from typing import Any, Protocol, TypeVar
 import gymnasium as gym
 from hydra import compose, initialize_config_dir
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
@@ -108,7 +110,7 @@ class TrainConfig:
         check_range("torch_threads", self.torch_threads, 0, 1024)
         check_range("total_env_steps", self.total_env_steps, 1, None)
         check_range("num_envs", self.num_envs, 1, 1_000_000)
-        if not re.fullmatch(r"auto|cpu|meta|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:<index>, got '{self.device}'")
         if not self.run_dir.strip() or "\0" in self.run_dir or "\n" in self.run_dir:
             raise ConfigError("run_dir must name a folder")
@@ -136,21 +138,75 @@ def compose_config(overrides: Sequence[str], catalogue: EnvCatalogue) -> dict[st
     Raises:
         ConfigError: one line, with the closest known name where something is unknown.
     """
+    check_overrides(overrides, catalogue)
     register_env_groups(catalogue)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            composed = compose("config", overrides=list(overrides))
-            plain = OmegaConf.to_container(composed, resolve=True)
-        except MissingConfigException as error:
-            group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").partition("/")
-            if group == "env":
-                raise ConfigError(catalogue.unknown_id(name)) from None
-            raise ConfigError(f"unknown {group} '{name}'.{closest(name, error.options or [])}") from None
+            return plain_config(compose("config", overrides=list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_hydra_line(error, overrides)) from None
-    assert isinstance(plain, dict)
+            raise ConfigError(hydra_line(error)) from None
+
+
+def plain_config(composed: Any) -> dict[str, Any]:
+    """What Hydra composed, as plain data."""
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     plain["agent"].pop("by_family", None)
-    return typing.cast(dict[str, Any], plain)
+    return plain
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Reads `key=value` one by one, so that the error line names the wrong one.
+
+    Raises:
+        ConfigError: if one cannot be read.
+    """
+    parser, parsed = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except (HydraException, ValueError, RecursionError):
+            override = None
+        if override is None or not override.key_or_group:
+            hint = "put quotes around special characters" if "=" in text else "write key=value"
+            raise ConfigError(f"cannot read '{text}'; {hint}, e.g. \"env='ALE/Pong-v5'\"")
+        parsed.append(override)
+    return parsed
+
+
+def check_overrides(overrides: Sequence[str], catalogue: EnvCatalogue, sweep: bool = False) -> None:
+    """Refuses what Hydra would accept in silence, or refuse in many lines.
+
+    Raises:
+        ConfigError: naming the override.
+    """
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
+        choices = [override.value()]
+        if override.is_sweep_override():
+            if not sweep:
+                raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
+            choices = [c.strip("'\"") for c in override.sweep_string_iterator()] if override.is_choice_sweep() else []
+        if key.partition(".")[0] == "hydra":
+            if sweep:
+                continue
+            raise ConfigError(f"'{key}' works with --multirun only")
+        if override.package is not None or key == "by_family":
+            raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, _known_keys())}")
+        if key in ("agent", "env", "experiment"):
+            for choice in choices:
+                _check_group(key, choice, catalogue)
+
+
+def _check_group(group: str, choice: Any, catalogue: EnvCatalogue) -> None:
+    folder = CONFIG_DIR / group
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    if group == "env":  # the files of families have no id
+        if not isinstance(choice, str) or not (choice in gym.registry or "id" in _load_yaml(files.get(choice))):
+            raise ConfigError(catalogue.unknown_id(str(choice)))
+    elif choice not in files and not (choice is None and group == "experiment"):
+        raise ConfigError(f"unknown {group} '{choice}'.{closest(str(choice), files)}")
 
 
 def typed(cls: type[S], plain: dict[str, Any], prefix: str = "") -> S:
@@ -165,9 +221,15 @@ def typed(cls: type[S], plain: dict[str, Any], prefix: str = "") -> S:
         ConfigError: one line naming the full key.
     """
     where = f"{prefix}." if prefix else ""
-    missing = [f.name for f in fields(cls) if f.name not in plain and _required(f)]  # type: ignore[arg-type]
-    if missing:
-        raise ConfigError(f"{where}{missing[0]} is missing")
+    for key in sorted(OmegaConf.missing_keys(OmegaConf.create(plain))):
+        raise ConfigError(f"{where}{key} has no value")
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.name not in plain and _required(f):
+            raise ConfigError(f"{where}{f.name} is missing")
+        holds_keys = is_dataclass(hints[f.name]) or typing.get_origin(hints[f.name]) is dict
+        if holds_keys and not isinstance(plain.get(f.name, {}), dict):
+            raise ConfigError(f"{where}{f.name} holds keys of its own; write {where}{f.name}.<key>=<value>")
     try:
         schema = OmegaConf.structured(cls)
         for f in fields(cls):  # type: ignore[arg-type]
@@ -180,8 +242,7 @@ def typed(cls: type[S], plain: dict[str, Any], prefix: str = "") -> S:
         known = _field_names(cls, owner)
         raise ConfigError(f"unknown key '{where}{key}'.{closest(name, known)}") from None
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}{error.full_key}: {reason[0].lower()}{reason[1:]}") from None
+        raise ConfigError(f"{where}{error.full_key}: {_first_line(error)}") from None
 
 
 def _required(f: Any) -> bool:
@@ -207,25 +268,28 @@ def _integral(cls: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _hydra_line(error: Exception, overrides: Sequence[str]) -> str:
+def hydra_line(error: Exception) -> str:
     """Hydra's and OmegaConf's many-line errors, in one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    unknown = re.match(r"Could not override '(.+)'", lines[0])
+    unknown = re.match(r"Could not override '(.+)'", str(error))
     if unknown:
         key = unknown.group(1)
+        if re.search(r"(^|\.)kwargs(\.|$)", key):  # free-form: the constructor knows its arguments
+            free = f"+{key.split('kwargs')[0]}kwargs.<name>=<value>"
+            return f"'{key}' has no such argument yet; add it with '+', as in {free}"
         return f"unknown key '{key}'.{closest(key, _known_keys())}"
-    if "Ambiguous value" in lines[0]:
-        return f"{lines[0][0].lower()}{lines[0][1:]}: quote it, or add --multirun to sweep over the values"
-    if "Error parsing override" in lines[0] or "input" in lines[0]:
-        return f"cannot read {' '.join(overrides)!r}: {lines[-2] if len(lines) > 2 else lines[0]} (write key=value)"
-    return " ".join(lines[:2])
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{line[0].lower()}{line[1:]}"
 
 
 def _known_keys() -> Iterable[str]:
     keys = set()
     for path in [CONFIG_DIR / "config.yaml", *CONFIG_DIR.glob("agent/*.yaml"), *CONFIG_DIR.glob("env/*.yaml")]:
         group = "" if path.parent == CONFIG_DIR else f"{path.parent.name}."
-        for key, value in OmegaConf.to_container(OmegaConf.load(path)).items():  # type: ignore[union-attr]
+        for key, value in _load_yaml(path).items():
             if key in ("defaults", "by_family"):
                 continue
             keys.add(f"{group}{key}")
@@ -234,15 +298,28 @@ def _known_keys() -> Iterable[str]:
     return keys
 
 
+def _load_yaml(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def _env_defaults(config_path: str, catalogue: EnvCatalogue) -> tuple[dict[str, Any], str]:
+    """What `env/<id>` or `by_family/<agent>/<id>` means, and the part of the configuration that it belongs to."""
+    group, _, name = config_path.partition("/")
+    if group == "env":
+        return _load_yaml(CONFIG_DIR / "env" / f"{catalogue.family(name)}.yaml") | {"id": name}, "env"
+    agent, _, env_id = name.partition("/")
+    sections = _load_yaml(CONFIG_DIR / "agent" / f"{agent}.yaml").get("by_family", {})
+    return sections.get(env_id, sections.get(catalogue.family(env_id), {})), "_global_"
+
+
 def register_env_groups(catalogue: EnvCatalogue) -> None:
     """Teaches Hydra that every registered Gymnasium id is an option of the group `env`.
 
     A small ConfigSource answers for `env/<id>` with the defaults of the id's family, and for `by_family/<agent>/<id>`
     with the section of the agent's file that is meant for that family. Files in `configs/` win.
     """
-
-    def load_yaml(path: Path) -> dict[str, Any]:
-        return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {})
 
     class GymSource(ConfigSource):  # parameter names must equal the base class's: Hydra calls by keyword
         @staticmethod
@@ -260,15 +337,7 @@ def register_env_groups(catalogue: EnvCatalogue) -> None:
             return (group == "env" and name in gym.registry) or group == "by_family"
 
         def load_config(self, config_path: str) -> ConfigResult:
-            group, _, name = config_path.removesuffix(".yaml").partition("/")
-            if group == "env":
-                content = load_yaml(CONFIG_DIR / "env" / f"{catalogue.family(name)}.yaml") | {"id": name}
-                package = "env"
-            else:
-                agent, _, env_id = name.partition("/")
-                sections = load_yaml(CONFIG_DIR / "agent" / f"{agent}.yaml").get("by_family", {})
-                content = sections.get(env_id, sections.get(catalogue.family(env_id), {}))
-                package = "_global_"
+            content, package = _env_defaults(config_path.removesuffix(".yaml"), catalogue)
             config = OmegaConf.create(content)
             return ConfigResult(
                 provider=self.provider, path=f"gym://{config_path}", config=config, header={"package": package}

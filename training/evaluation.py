@@ -28,7 +28,7 @@ def evaluate(
         policy: acts; its weights are not touched.
         env: freshly built; it is reset here and not closed.
         episodes: how many.
-        cap_env_steps: the time limit that the evaluation imposed, if it did: episodes of that length are marked `cut`.
+        cap_env_steps: the time limit that the evaluation imposed, if it did: episodes that it ended are marked `cut`.
         stopped: asked at every step; True ends the evaluation early.
 
     Returns:
@@ -44,9 +44,10 @@ def evaluate(
     while any(len(done) < q for done, q in zip(finished, quota, strict=True)) and not stopped():
         step = env.step(policy.act(obs, episode_start).action)
         for episode in step.episodes:
-            if len(finished[episode.env_index]) < quota[episode.env_index]:
-                cut = cap_env_steps is not None and episode.length_env_steps >= cap_env_steps
-                finished[episode.env_index].append(episode._replace(cut=cut))
+            i = episode.env_index
+            if len(finished[i]) < quota[i]:
+                capped = cap_env_steps is not None and episode.length_env_steps >= cap_env_steps
+                finished[i].append(episode._replace(cut=capped and not bool(step.transition.terminal[i])))
         obs, episode_start = step.obs, step.transition.episode_end
     return [episode for done in finished for episode in done]
 
@@ -64,8 +65,9 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, seed: 
         Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     data = np.asarray(values, np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(data), (BOOTSTRAP_SAMPLES, len(data)))
-    low, high = np.quantile(data[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    generator = np.random.default_rng(seed)
+    means = [data[generator.integers(0, len(data), len(data))].mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

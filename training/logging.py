@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract import Episode, Metrics, State
+from training.process import warn
 
 WINDOW_EPISODES = 100
 """`rollout/ep_rew_mean` is the mean over this many episodes, as in Stable-Baselines3."""
@@ -73,12 +75,19 @@ class Tally:
         recent = [
             [e.env_index, e.episode_return, e.length_env_steps, e.success, dict(e.extras)] for e in self._episodes
         ]
-        return {"recent": recent, "finished": self._episodes_finished, "sum": self._sum, "count": self._count}
+        return {
+            "recent": recent,
+            "finished": self._episodes_finished,
+            "names": list(self._sum),
+            "sums": np.array(list(self._sum.values()), np.float64),  # JSON has no NaN
+            "counts": list(self._count.values()),
+        }
 
     def load_state_dict(self, state: State) -> None:
         self._episodes.extend(Episode(i, r, length, s, extras) for i, r, length, s, extras in state["recent"])
         self._episodes_finished = state["finished"]
-        self._sum, self._count = dict(state["sum"]), dict(state["count"])
+        self._sum = dict(zip(state["names"], np.asarray(state["sums"]).tolist(), strict=True))
+        self._count = dict(zip(state["names"], state["counts"], strict=True))
 
 
 class Writer:
@@ -94,15 +103,17 @@ class Writer:
         """
         self._file: Any = None
         self._board: Any = None
+        self._metrics_bytes = 0 if resume is None else int(resume["metrics_bytes"])
         try:
             self._file = (path / "metrics.jsonl").open("ab")
             if resume is not None:
-                self._file.truncate(resume["metrics_bytes"])
+                self._file.truncate(self._metrics_bytes)
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
+                threading.excepthook = _thread_failed
                 purge_step = None if resume is None else resume["env_steps"] + 1
-                self._board = SummaryWriter(str(path), purge_step=purge_step)  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(str(path), purge_step=purge_step)
         except (OSError, ImportError) as error:
             self._give_up(error)
 
@@ -111,8 +122,10 @@ class Writer:
         try:
             if self._file is not None:
                 plain = {k: (v if np.isfinite(v) else None) for k, v in row.items()}
-                self._file.write(json.dumps({"env_steps": env_steps, **plain}, allow_nan=False).encode() + b"\n")
+                line = json.dumps({"env_steps": env_steps, **plain}, allow_nan=False).encode() + b"\n"
+                self._file.write(line)
                 self._file.flush()
+                self._metrics_bytes += len(line)
             if self._board is not None:
                 for name, value in row.items():
                     self._board.add_scalar(name, value, env_steps)
@@ -136,8 +149,13 @@ class Writer:
 
     def state_dict(self, env_steps: int) -> State:
         self.flush()
-        size = self._file.tell() if self._file is not None else 0
-        return {"metrics_bytes": size, "env_steps": env_steps}
+        return {"metrics_bytes": self._metrics_bytes, "env_steps": env_steps}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.flush()
@@ -151,8 +169,18 @@ class Writer:
 
     def _give_up(self, error: Exception) -> None:
         if self._file is not None or self._board is not None:
-            print(f"warning: metrics can no longer be written ({error}); training goes on", file=sys.stderr)
-        self._file = self._board = None
+            warn(f"warning: metrics can no longer be written ({error}); training goes on")
+        files, self._file, self._board = (self._file, self._board), None, None
+        for file in files:
+            with contextlib.suppress(OSError):  # closing tries once more to write
+                if file is not None:
+                    file.close()
+
+
+def _thread_failed(args: Any) -> None:
+    """TensorBoard's thread tells of a full disk in a traceback; the next write says it in one line."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 class Speed:
@@ -195,10 +223,12 @@ class LiveLine:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            self._progress.stop()
 
     def update(self, env_steps: int, episode_return: float | None) -> None:
         began_s, began_env_steps = self._first
         fps = (env_steps - began_env_steps) / max(time.monotonic() - began_s, 1e-9)
         shown = "-" if episode_return is None else f"{episode_return:.1f}"
-        self._progress.update(self._task, completed=env_steps, fps=f"{fps:,.0f}", ret=shown)
+        with contextlib.suppress(OSError):
+            self._progress.update(self._task, completed=env_steps, fps=f"{fps:,.0f}", ret=shown)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from contract import Advance, Agent, BringsAdvance, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
-from faults import CheckpointError, OutOfMemoryError, StorageError
+from faults import CheckpointError, EnvError, NonFiniteError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
 from training.logging import LiveLine, Speed, Tally, Writer
+from training.process import warn
 from training.run import Run, versions
 
 VECTOR_STEPS_PER_ADVANCE = 16
@@ -63,8 +64,16 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -102,21 +111,14 @@ def train(
         stop: noted signals.
         resume: continue from the newest valid checkpoint, if there is one.
     """
-    streams = Streams(config.seed)
-    if isinstance(agent, BringsAdvance):
-        advance: Advance = agent.advance(env, make_env)
-    else:
-        policy = agent.policy(Mode("train"), config.num_envs, streams.torch("policy", device=config.device))
-        advance = Interaction(agent, env, policy)
+    advance = make_advance(agent, env, make_env, config)
     tally, env_steps, best, written = Tally(), 0, float("-inf"), None
     checkpoint.remove_leftovers(run.checkpoints)
-    state = newest_valid(run) if resume else None
-    if state is not None:
-        agent.load_state_dict({**state["agent"], "policy": state["policy"]})
-        advance.load_state_dict(state["advance"])
-        tally.load_state_dict(state["tally"])
-        env_steps, best, written = state["loop"]["env_steps"], state["loop"]["best"], state["log"]
-        best = float("-inf") if best is None else best
+    if resume:
+        written = {"metrics_bytes": 0, "env_steps": -1}  # without a checkpoint everything starts again
+        found = newest_valid(run)
+        if found is not None:
+            env_steps, best, written = restore(*found, agent, advance, tally)
     writer = Writer(run.path, config.log.tensorboard, written)
     saver = Saver(run, config.checkpoint.keep)
     speed = Speed(env_steps)
@@ -133,7 +135,7 @@ def train(
         }
 
     periods = (config.log.every_env_steps, config.eval.every_env_steps, config.checkpoint.every_env_steps)
-    with LiveLine(config.total_env_steps, env_steps, config.log.progress) as line:
+    with writer, naming_last_checkpoint(run), LiveLine(config.total_env_steps, env_steps, config.log.progress) as line:
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
@@ -153,11 +155,46 @@ def train(
                     best = score
                     saver.save(f"best_{env_steps:09d}", {"policy": agent.policy_state_dict()}, env_steps)
             if save_due or last:
-                saver.save(f"step_{env_steps:09d}", snapshot(), env_steps)
-        if stop:
-            saver.save(f"step_{env_steps:09d}", snapshot(), env_steps)
-    writer.close()
+                saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=last)
+        if stop and env_steps:
+            saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=True)
     return env_steps
+
+
+def make_advance(agent: Agent, env: VecEnv, make_env: Callable[[int, str], VecEnv], config: TrainConfig) -> Advance:
+    """The agent's own way to train, or else the usual one."""
+    if isinstance(agent, BringsAdvance):
+        return agent.advance(env, make_env)
+    generator = Streams(config.seed).torch("policy", device=config.device)
+    return Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, generator))
+
+
+def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tally) -> tuple[int, float, State]:
+    """Puts a checkpoint's state where it belongs; returns the environment steps, the best score and the log's state.
+
+    Raises:
+        CheckpointError: if the state is another agent's or environment's.
+    """
+    try:
+        agent.load_state_dict({**state["agent"], "policy": state["policy"]})
+        advance.load_state_dict(state["advance"])
+        tally.load_state_dict(state["tally"])
+        env_steps, best, log = int(state["loop"]["env_steps"]), state["loop"]["best"], state["log"]
+        return env_steps, float("-inf") if best is None else float(best), log
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} does not fit the run's configuration: {reason}") from error
+
+
+@contextlib.contextmanager
+def naming_last_checkpoint(run: Run) -> Iterator[None]:
+    """Lets the error line of a run that broke say what is left of it."""
+    try:
+        yield
+    except (EnvError, NonFiniteError) as error:
+        kept = checkpoint.checkpoints(run.checkpoints)
+        left = f"the last checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+        raise type(error)(f"{error}; {left}") from error
 
 
 def evaluate_now(
@@ -193,21 +230,44 @@ def evaluate_now(
     return float(figures["mean_reward"])  # type: ignore[arg-type]
 
 
-def newest_valid(run: Run) -> State | None:
-    """The state of the newest checkpoint that is whole; each damaged one on the way is one warning."""
+def newest_valid(run: Run) -> tuple[Path, State] | None:
+    """The newest checkpoint that is whole, None if there is none at all.
+
+    Damaged ones on the way are renamed, with a warning each.
+
+    Raises:
+        CheckpointError: if there are only damaged ones.
+    """
+    damaged: list[tuple[Path, CheckpointError]] = []
     for path in checkpoint.checkpoints(run.checkpoints):
         try:
             state, manifest = checkpoint.load(path)
         except CheckpointError as error:
-            print(f"warning: {error}; trying the one before", file=sys.stderr)
+            damaged.append((path, error))
             continue
-        if manifest["torch_threads"] != torch.get_num_threads():
-            print(
-                f"warning: the run used torch_threads={manifest['torch_threads']}, this process has "
-                f"{torch.get_num_threads()}: it continues, but not bit for bit",
-                file=sys.stderr,
+        for bad, why in damaged:
+            warn(f"warning: {why}; continuing from {path.name}")
+            checkpoint.set_aside(bad)
+        threads = manifest.get("torch_threads")
+        if threads != torch.get_num_threads():
+            warn(
+                f"warning: the run used torch_threads={threads}, this process has {torch.get_num_threads()}: "
+                "it continues, but not bit for bit"
             )
-        return state
+        return path, state
+    if damaged:
+        raise CheckpointError(f"{damaged[0][1]}; {run.path} has no other checkpoint that is whole")
+    return None
+
+
+def finished_env_steps(run: Run, total_env_steps: int) -> int | None:
+    """The environment steps of a run that has nothing left to do, else None."""
+    newest = checkpoint.checkpoints(run.checkpoints)[:1]
+    if not newest or checkpoint.env_steps_of(newest[0]) < total_env_steps:
+        return None
+    with contextlib.suppress(CheckpointError):  # a damaged one is dealt with on resuming
+        checkpoint.load(newest[0])
+        return checkpoint.env_steps_of(newest[0])
     return None
 
 
@@ -221,7 +281,8 @@ class Saver:
         self._failures = 0
         self._versions = versions()
 
-    def save(self, name: str, state: State, env_steps: int) -> Path | None:
+    def save(self, name: str, state: State, env_steps: int, must: bool = False) -> Path | None:
+        """Saves one checkpoint; with `must`, the first failure already ends the run, for there is no next time."""
         if not self._root.is_dir():
             raise StorageError(f"{self._root} is gone; the run cannot be saved")
         about = {"env_steps": env_steps, "versions": self._versions, "torch_threads": torch.get_num_threads()}
@@ -229,9 +290,9 @@ class Saver:
             path = checkpoint.save(self._root, name, state, about)
         except StorageError as error:
             self._failures += 1
-            if self._failures >= self.FAILURES:
+            if must or self._failures >= self.FAILURES:
                 raise
-            print(f"warning: {error}", file=sys.stderr)
+            warn(f"warning: {error}")
             return None
         self._failures = 0
         checkpoint.prune(self._root, self._keep)
@@ -244,10 +305,12 @@ def check_memory(needed_bytes: int, what: str) -> None:
     Raises:
         OutOfMemoryError: with both sizes.
     """
-    available = next(
-        int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
-    )
-    if needed_bytes > available:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if available is not None and needed_bytes > available:
         raise OutOfMemoryError(
             f"{what} needs {needed_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; lower agent.replay_capacity"
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,8 @@ def prepare(torch_threads: int) -> None:
         for parameter, bytes_ in MALLOPT.values():
             libc.mallopt(parameter, bytes_)
 
+    warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
+
     import torch
 
     torch.set_num_threads(threads)
@@ -49,27 +53,60 @@ def choose_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ConfigError(f"device={name} is not on this machine; it has {', '.join(there)}")
     return device
 
 
+def say(line: str) -> None:
+    """Prints a line at once. A reader that has gone (`| head -1`) is no reason to stop."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _discard_stdout()
+
+
+def warn(line: str) -> None:
+    """Prints a line on standard error; a terminal that has gone is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def report(command: Callable[[], int], debug: bool) -> int:
     """Runs a command line; a foreseen failure becomes one line on standard error and its exit code."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except Fault as fault:
         failure: Fault = fault
+    except KeyboardInterrupt:
+        warn("error: interrupted before training or evaluation began; nothing is lost")
+        return 130
     except MemoryError:
         failure = OutOfMemoryError("out of memory; lower agent.replay_capacity, agent.batch_size or num_envs")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to report to
+        _discard_stdout()  # the reader has gone: nothing to report to
         return 0
     except OSError as error:
         failure = StorageError(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except RuntimeError as error:  # torch has no class of its own for memory that the CPU lacks
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        failure = OutOfMemoryError(
+            f"{reason}; lower agent.replay_capacity, agent.batch_size, num_envs or the network's size"
+        )
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(str(failure).split())}", file=sys.stderr)
+    warn(f"error: {' '.join(str(failure).split())}")
     return failure.exit_code
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,7 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,9 @@ from typing import IO, Any
 import yaml
 
 from faults import CheckpointError, ConfigError, StorageError, closest
+from training.config import TrainConfig, typed
 
+MAX_CONFIG_BYTES = 2**20
 _RUN_NAME = re.compile(r"seed\d+-(\d{8}-\d{6})(?:-(\d+))?")
 _PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "tensorboard", "hydra-core", "safetensors")
 
@@ -45,23 +48,45 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def config(self) -> dict[str, Any]:
-        """The configuration that the run was started with, as plain data: nothing in it is resolved or instantiated.
+        """The configuration of the run, as plain data: nothing in it is resolved or instantiated.
 
         Raises:
-            CheckpointError: if the file is missing, is no YAML mapping, or asks for interpolation or an import.
+            CheckpointError: if the file is missing, is no configuration, or asks for interpolation or an import.
         """
         path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+            with path.open("rb") as file:
+                text = file.read(MAX_CONFIG_BYTES + 1)
+            if len(text) > MAX_CONFIG_BYTES:
+                raise ValueError("it is too large")
+            config = yaml.load(text, _PlainLoader)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CheckpointError(f"cannot read {path}: {reason}") from None
         if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("agent", "env")):
             raise CheckpointError(f"{path} is not the configuration of a run")
-        if "${" in path.read_text():
+        if any("${" in text for text in _strings(config)):
             raise CheckpointError(f"{path} holds an interpolation (${{...}}); saved configurations are plain data")
         if ":" in str(config["env"].get("id", "")):
             raise CheckpointError(f"{path} names an environment that would import a module: {config['env']['id']!r}")
-        return config
+        try:
+            return asdict(typed(TrainConfig, config))
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def record_resume(self, config: dict[str, Any]) -> None:
+        """Notes the command line of a resume, and what it changed in the configuration.
+
+        Raises:
+            StorageError: if the folder cannot be written.
+        """
+        try:
+            with (self.path / "command.txt").open("a") as file:
+                file.write(shlex.join(["python", *sys.argv]) + "\n")
+            if config != self.config():
+                _write_config(self.path, config)
+        except OSError as error:
+            raise StorageError(f"cannot write into {self.path}: {error.strerror}") from None
 
     def lock(self) -> IO[str]:
         """Takes the run for this process; the lock ends with it.
@@ -84,6 +109,27 @@ class Run:
         return file
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which make a small file expand without bounds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases; saved configurations are plain data")
+        return super().compose_node(parent, index)
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _strings(value)
+    elif isinstance(node, str):
+        yield node
+
+
 def create_run(parent: str, config: dict[str, Any], agent_name: str) -> Run:
     """Makes a new run folder and records the configuration, the command and the versions in it.
 
@@ -104,12 +150,19 @@ def create_run(parent: str, config: dict[str, Any], agent_name: str) -> Run:
                 n += 1
                 path = folder / f"{stem}-{n}"
         (path / "checkpoints").mkdir()
-        (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (path / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n")
         (path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+        _write_config(path, config)  # last: a folder that has it is a run
     except OSError as error:
         raise StorageError(f"cannot create a run folder in {folder}: {error.strerror}; set run_dir=<folder>") from None
     return Run(path)
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Replaces config.yaml in one step, so that a kill leaves the old one or the new one."""
+    staging = folder / ".config.yaml.tmp"
+    staging.write_text(yaml.safe_dump(config, sort_keys=False))
+    staging.replace(folder / "config.yaml")
 
 
 def versions() -> dict[str, str]:
@@ -144,8 +197,12 @@ def find_run(which: str, parent: str = "runs") -> Run:
             raise CheckpointError(f"there is no run in '{parent}' yet; train one with python train.py")
         return Run(max(found)[2].absolute())
     path = Path(which)
-    if not (path / "config.yaml").is_file():
-        siblings = [str(p.parent) for p in path.parent.glob("*/config.yaml")]
+    try:
+        found_here = (path / "config.yaml").is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a NUL
+        found_here, path = False, Path()
+    if not found_here:
+        siblings = [str(p.parent) for p in path.parent.glob("*/config.yaml")] if path.name else []
         hint = closest(which, siblings) if siblings else ""
         raise CheckpointError(f"there is no run at '{which}' (no config.yaml).{hint}")
     return Run(path.absolute())

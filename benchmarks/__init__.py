@@ -1,0 +1,1 @@
+"""Speed and learning measured beside peers; `results/` holds what came out, and the README's tables come from there."""

@@ -1,0 +1,119 @@
+"""Training speed on Pong beside Stable-Baselines3, in one run, as ratios.
+
+    python -m benchmarks.speed                   # about six minutes on two cores
+    python -m benchmarks.speed --seconds 10      # a quick look
+
+Equal work: the Nature network on 84x84x4, 8 replayed samples per environment step, one-step targets without double or
+dueling, frames skipped, pooled and resized alike. Free, as long as learning does not suffer: batch size and number of
+environments. Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine
+that drifts drifts for all. A window starts after learning has, and counts whole environment steps, learning included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+OURS = [
+    "agent=dqn",
+    "agent.n_step=1",
+    "agent.center_pixels=false",
+    "agent.learning_starts_env_steps=1024",
+    "agent.replay_capacity=20000",
+]
+SB3_DQN = ["agent=sb3_dqn", "agent.kwargs.learning_starts=1024", "agent.kwargs.buffer_size=20000"]
+CONTENDERS: dict[str, list[str]] = {
+    "dqn": OURS,
+    "dqn, batch 32": [*OURS, "agent.batch_size=32"],
+    "dqn, bfloat16": [*OURS, "agent.bfloat16=true"],
+    "sb3_dqn": SB3_DQN,
+    "sb3_ppo": ["agent=sb3_ppo"],
+    "sb3_a2c": ["agent=sb3_a2c"],
+}
+
+
+def measure(overrides: list[str], seconds: float) -> dict[str, float]:
+    """Trains on Pong in this process until `seconds` of steady learning have passed."""
+    from envs import settings as env_settings
+    from training.config import TrainConfig, compose_config, typed
+    from training.process import prepare
+
+    env_settings.register_environments()
+    plain = compose_config([*overrides, "env=ALE/Pong-v5"], env_settings)
+    config = typed(TrainConfig, plain)
+    prepare(config.torch_threads)
+
+    import torch
+
+    from agents import load_algorithm
+    from contract import BringsAdvance, Mode, Streams, Task
+    from envs.make import make_env
+    from training.loop import Interaction
+
+    algorithm = load_algorithm(plain["agent"]["algorithm"])
+    streams = Streams(0)
+    env_config = typed(env_settings.settings_class(plain["env"]["id"]), plain["env"], "env")
+    env = make_env(env_config, config.num_envs, streams, "train")
+    settings = typed(algorithm.Settings, plain["agent"], "agent")
+    agent = algorithm.make_agent(settings, Task(env.spec, config.total_env_steps, torch.device("cpu"), streams))
+    if isinstance(agent, BringsAdvance):
+        advance: Any = agent.advance(env, lambda n, name: make_env(env_config, n, streams, name))
+    else:
+        advance = Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, streams.torch("policy")))
+    advance(2_048)  # past the start of learning, allocators and kernels warm
+    env_steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        env_steps += advance(256).env_steps
+    elapsed = time.perf_counter() - began
+    env.close()
+    return {"env_steps": env_steps, "seconds": elapsed, "env_steps_per_s": env_steps / elapsed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
+    parser.add_argument("--rounds", type=int, default=3, help="windows per contender")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(measure(CONTENDERS[arguments.contender], arguments.seconds)))
+        return
+
+    from benchmarks.record import write_result
+
+    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for k in range(arguments.rounds):
+        for name in list(CONTENDERS)[:: 1 if k % 2 == 0 else -1]:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed",
+                "--contender",
+                name,
+                "--seconds",
+                str(arguments.seconds),
+            ]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            speeds[name].append(json.loads(answer.stdout.splitlines()[-1])["env_steps_per_s"])
+            print(f"round {k + 1}  {name:14s} {speeds[name][-1]:8.1f} environment steps/s", flush=True)
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(speeds[name], speeds["sb3_dqn"], strict=True)]
+        for name in CONTENDERS
+        if name.startswith("dqn")
+    }
+    print("\nenvironment steps/s, median of the rounds (learning included)")
+    for name, values in speeds.items():
+        print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")
+    for name, values in ratios.items():
+        print(f"  {name} / sb3_dqn: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
+    path = write_result("speed", {"env": "ALE/Pong-v5", "env_steps_per_s": speeds, "ratio_to_sb3_dqn": ratios})
+    print(f"written to {path.name}")
+
+
+if __name__ == "__main__":
+    main()

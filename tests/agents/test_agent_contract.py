@@ -1,0 +1,144 @@
+"""What every agent promises, for every file in configs/agent: a new one is covered the moment its YAML exists."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import load_algorithm
+from contract import Agent, BringsAdvance, Mode, Streams, Task
+from envs import settings as env_settings
+from envs.host import HostVecEnv
+from envs.make import make_env
+from faults import ConfigError
+from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
+from training.loop import Interaction
+
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
+SMALL = {
+    "dqn": ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"],
+    "sb3_dqn": ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.gradient_steps=4"],
+}
+ENV_STEPS = 512
+
+
+class Session:
+    """One agent on one environment, built as train.py builds it."""
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        env_settings.register_environments()
+        try:
+            self._build(name, "CartPole-v1", seed)
+        except ConfigError:  # a tabular agent: it reads discrete observations only
+            self._build(name, "FrozenLake-v1", seed)
+
+    def _build(self, name: str, env_id: str, seed: int) -> None:
+        plain = compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *SMALL.get(name, [])], env_settings)
+        config = typed(TrainConfig, plain)
+        env_config = typed(env_settings.settings_class(env_id), plain["env"], "env")
+        self.streams = Streams(seed)
+        self.env: HostVecEnv = make_env(env_config, 4, self.streams, "train")
+        algorithm = load_algorithm(plain["agent"]["algorithm"])
+        settings = typed(algorithm.Settings, plain["agent"], "agent")
+        task = Task(self.env.spec, config.total_env_steps, torch.device("cpu"), self.streams)
+        self.agent: Agent = algorithm.make_agent(settings, task)
+        if isinstance(self.agent, BringsAdvance):
+            self.advance: Any = self.agent.advance(self.env, lambda n, s: make_env(env_config, n, self.streams, s))
+        else:
+            policy = self.agent.policy(Mode("train"), 4, self.streams.torch("policy"))
+            self.advance = Interaction(self.agent, self.env, policy)
+
+    def act(self, count: int = 20) -> torch.Tensor:
+        policy = self.agent.policy(Mode("greedy"), 4, torch.Generator().manual_seed(1))
+        space, start = self.env.spec.observation_space, torch.zeros(4, dtype=torch.bool)
+        space.seed(0)
+        obs = [torch.from_numpy(np.stack([np.asarray(space.sample()) for _ in range(4)])) for _ in range(count)]
+        return torch.stack([policy.act(o, start).action for o in obs])
+
+
+def leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{path}{key}/") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
+
+
+def assert_same_state(one: dict[str, Any], two: dict[str, Any]) -> None:
+    first, second = leaves(one), leaves(two)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor | np.ndarray):
+            assert np.array_equal(np.asarray(value), np.asarray(second[key]), equal_nan=True), key
+        else:
+            assert value == second[key], key
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_key_of_the_yaml_is_a_setting_and_every_setting_is_in_the_yaml(name: str) -> None:
+    from dataclasses import fields
+
+    env_settings.register_environments()
+    plain = compose_config([f"agent={name}", "env=CartPole-v1"], env_settings)["agent"]
+    settings = load_algorithm(plain["algorithm"]).Settings
+    assert set(plain) == {f.name for f in fields(settings)}
+
+
+def test_actions_metrics_and_progress(name: str) -> None:
+    session = Session(name)
+    progress = session.advance(ENV_STEPS)
+    assert progress.env_steps >= ENV_STEPS
+    actions = session.act()
+    assert actions.dtype == torch.int64
+    assert actions.shape == (20, 4)
+    assert 0 <= actions.min() <= actions.max() < session.env.spec.action_space.n  # type: ignore[attr-defined]
+    for metrics in progress.metrics:
+        for tag, value in metrics.items():
+            assert tag.split("/")[0] in ("train", "rollout", "eval"), tag
+            assert np.isfinite(float(value)), tag
+
+
+def test_a_restored_agent_acts_and_saves_the_same(name: str) -> None:
+    session, restored = Session(name), Session(name, seed=1)
+    session.advance(ENV_STEPS)
+    state = session.agent.state_dict()
+    restored.agent.load_state_dict(state)
+    assert torch.equal(session.act(), restored.act())
+    assert_same_state(state, restored.agent.state_dict())
+    only_acting = Session(name, seed=2)
+    only_acting.agent.load_policy_state_dict(state["policy"])
+    assert torch.equal(session.act(), only_acting.act())
+
+
+def test_the_same_seed_gives_the_same_agent_and_evaluating_changes_nothing(name: str) -> None:
+    session = Session(name)
+    session.advance(ENV_STEPS // 2)
+    session.act()
+    session.advance(ENV_STEPS // 2)
+    twin = Session(name)
+    twin.advance(ENV_STEPS // 2)
+    twin.advance(ENV_STEPS // 2)
+    assert_same_state(session.agent.state_dict(), twin.agent.state_dict())
+
+
+def test_global_random_generators_are_left_alone(name: str) -> None:
+    if name.startswith("sb3_"):
+        pytest.skip("Stable-Baselines3 seeds and uses the global generators")
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # type: ignore[index]
+    Session(name).advance(ENV_STEPS)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_each_yaml_names_a_file_of_agents(name: str) -> None:
+    plain = compose_config([f"agent={name}"], env_settings)
+    assert (Path(CONFIG_DIR).parent / "agents" / f"{plain['agent']['algorithm']}.py").exists()
