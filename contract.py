@@ -154,6 +154,10 @@ class VecEnv(Protocol):
         """Takes (N,) or (N, action_dim) actions. Raises `EnvError` or `NonFiniteError` if an environment misbehaves."""
         ...
 
+    def seed_of(self, env_index: int) -> int:
+        """The seed that the running episode of one environment was reset with."""
+        ...
+
     def close(self) -> None:
         """Frees the environments and ends their processes."""
         ...
@@ -191,6 +195,15 @@ class Policy(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class ReadsModel(Protocol):
+    """A policy that plans with the model of the environments it acts on, rather than with what it has learned."""
+
+    def read_model(self, model: Any) -> None:
+        """Told `EnvSpec.model` of the environments before it acts on them."""
+        ...
 
 
 @dataclass(frozen=True)

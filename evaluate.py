@@ -268,19 +268,22 @@ def film(
     """Films `config.video` episodes; returns the files."""
     import torch
 
+    from contract import ReadsModel
     from envs.camera import make_camera, write_video
     from envs.make import make_env
 
     if folder is None:
         raise ConfigError("the run is read-only; set out=<folder> for the video")
-    camera, env = make_camera(env_config), make_env(env_config, 1, streams, "film")
+    camera, env = make_camera(env_config, streams, "film"), make_env(env_config, 1, streams, "film")
     paths = []
     try:
         policy = agent.policy(mode, 1, streams.torch("film/policy", device=config.device))
+        if isinstance(policy, ReadsModel):
+            policy.read_model(env.spec.model)
         obs: Obs = env.reset()
         start = torch.ones(1, dtype=torch.bool)
         for k in range(config.video):
-            frames, episode = [camera.reset(streams.seed("env/film", 0, k))], None
+            frames, episode = [camera.reset(env.seed_of(0))], None
             while episode is None and len(frames) <= (cap or sys.maxsize):
                 action = policy.act(obs, start).action
                 step = env.step(action)

@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
 
+from contract import Streams
 from envs.atari import AtariCamera
-from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings
+from envs.settings import AtariSettings, DrivingSettings, EnvSettings, GymnasiumSettings
 from faults import EnvError, StorageError
 
 MIN_VIDEO_HEIGHT = 400
@@ -70,8 +71,13 @@ class GymnasiumCamera:
         return frame
 
 
-def make_camera(settings: EnvSettings) -> Camera:
-    """A camera for the environments that `make_env` builds from the same settings."""
+def make_camera(settings: EnvSettings, streams: Streams, stream: str) -> Camera:
+    """A camera for the environments that `make_env` builds from the same arguments."""
+    if isinstance(settings, DrivingSettings):
+        from envs.driving.film import DrivingCamera  # only here: kernels take a second to load
+        from envs.make import driving_config_of
+
+        return DrivingCamera(settings.id, settings.parameters, driving_config_of(settings, streams, stream))
     return AtariCamera(settings) if isinstance(settings, AtariSettings) else GymnasiumCamera(settings)
 
 

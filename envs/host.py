@@ -140,6 +140,9 @@ class HostVecEnv:
         self._obs = self._begin_next_episodes(after, episode_end)
         return Step(transition, self._obs, episodes)
 
+    def seed_of(self, env_index: int) -> int:
+        return self._episode_seed(env_index, int(self._episode[env_index]))
+
     def close(self) -> None:
         self._watchdog.close()
         if isinstance(self._env, gym.vector.AsyncVectorEnv):

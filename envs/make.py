@@ -6,18 +6,29 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
-from contract import EnvSpec, Streams
+from contract import EnvSpec, Streams, VecEnv
 from envs.atari import make_atari
 from envs.discretize import Bins
+from envs.driving.config import DrivingConfig
 from envs.host import HostVecEnv, agent_view
-from envs.settings import AtariSettings, EnvSettings, GymnasiumSettings, family, known_spec
+from envs.settings import (
+    AtariSettings,
+    DrivingSettings,
+    EnvSettings,
+    GymnasiumSettings,
+    driving_config,
+    family,
+    known_spec,
+)
 from envs.tables import tabular_model
 from faults import EnvError
 
 
-def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> HostVecEnv:
+def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> VecEnv:
     """Builds `num_envs` environments.
 
     Args:
@@ -35,6 +46,18 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     def episode_seed(env_index: int, episode: int) -> int:
         return streams.seed(f"env/{stream}", env_index, episode)
 
+    def first_seeds() -> NDArray[np.uint32]:
+        return np.array([episode_seed(i, 0) for i in range(num_envs)], np.uint32)
+
+    if isinstance(settings, DrivingSettings):
+        from envs.driving.vec import make_driving  # only here: kernels take a second to load
+
+        config = driving_config_of(settings, streams, stream)
+        return make_driving(settings.id, config, num_envs, first_seeds(), settings.device)
+    if isinstance(settings, GymnasiumSettings) and settings.vectorization == "device":
+        from envs.device.cartpole import make_cartpole
+
+        return make_cartpole(num_envs, first_seeds())
     if isinstance(settings, AtariSettings):
         vector_env, spec = make_atari(settings, num_envs)
         return HostVecEnv(
@@ -60,6 +83,12 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
         success_return=settings.success_return,
         timeout_s=settings.timeout_s,
     )
+
+
+def driving_config_of(settings: DrivingSettings, streams: Streams, stream: str) -> DrivingConfig:
+    """Every parameter of a driving environment. Unless `env.city_seed` is set, each stream has cities of its own: those
+    of the evaluation are never seen in training."""
+    return driving_config(settings, city_seed=streams.seed(f"cities/{stream}"))
 
 
 def _make_gymnasium(settings: GymnasiumSettings, num_envs: int) -> tuple[gym.vector.VectorEnv[Any, Any, Any], EnvSpec]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as GymSpec
 
+from envs import driving
+from envs.driving.config import DrivingConfig, make_config
 from faults import ConfigError, EnvError, check_choice, check_range, closest
 
 FRAMES_PER_GAME_CAP = 108_000
@@ -28,7 +31,8 @@ class GymnasiumSettings:
     max_episode_steps: int | None = None
     """Time limit in environment steps; null keeps the id's own."""
     vectorization: str = "sync"
-    """sync: in this process; async: one process per environment, for slow environments."""
+    """sync: in this process; async: one process per environment, for slow environments; device: CartPole-v1 as a kernel
+    (`envs/device/cartpole.py`), for thousands of environments."""
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
     discretize: str | None = None
@@ -47,7 +51,12 @@ class GymnasiumSettings:
             check_choice("env.discretize", self.discretize, ("bins",))
         for count in self.bins:
             check_range("env.bins", count, 1, 1_000_000)
-        check_choice("env.vectorization", self.vectorization, ("sync", "async"))
+        check_choice("env.vectorization", self.vectorization, ("sync", "async", "device"))
+        plain = not self.kwargs and self.max_episode_steps is None and self.success_return is None
+        if self.vectorization == "device" and not (self.id == "CartPole-v1" and plain and self.discretize is None):
+            raise ConfigError(
+                "env.vectorization=device exists for CartPole-v1 with its own settings; use sync or async"
+            )
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
             check_range("env.max_episode_steps", self.max_episode_steps, 1, None)
@@ -101,7 +110,63 @@ class AtariSettings:
         return self.num_threads or len(os.sched_getaffinity(0))
 
 
-EnvSettings = GymnasiumSettings | AtariSettings
+@dataclass(frozen=True)
+class DrivingSettings:
+    """A driving environment. null keeps the id's own value; `envs/driving/config.py` says what each key means."""
+
+    id: str
+    city: str | None = None
+    size: int | None = None
+    num_cities: int | None = None
+    city_seed: int | None = None
+    """null: drawn from the run's seed, other cities for training than for evaluation."""
+    num_goals: int | None = None
+    min_route: int | None = None
+    cars: int | None = None
+    pedestrians: int | None = None
+    lights: bool | None = None
+    green_steps: int | None = None
+    clear_steps: int | None = None
+    walk_chance: float | None = None
+    event_chance: float | None = None
+    drift_chance: float | None = None
+    time_limit: int | None = None
+    obs: str | None = None
+    view_range: int | None = None
+    guidance: str | None = None
+    reward_time: float | None = None
+    reward_goal: float | None = None
+    reward_collision: float | None = None
+    reward_red_light: float | None = None
+    reward_wrong_way: float | None = None
+    reward_off_lane: float | None = None
+    shaping: float | None = None
+    shaping_gamma: float | None = None
+    device: str = "cpu"
+    """Where the environments live: cpu, cuda, cuda:<index>."""
+
+    def __post_init__(self) -> None:
+        driving_config(self)
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"env.device must be cpu, cuda or cuda:<index>, got '{self.device}'")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that differ from the id's own."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("id", "device")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def driving_config(settings: DrivingSettings, **more: Any) -> DrivingConfig:
+    """Every parameter of the environment; `more` are parameters that the settings leave open.
+
+    Raises:
+        ConfigError: one line naming the parameter.
+    """
+    return make_config(settings.id, more | settings.parameters)
+
+
+EnvSettings = GymnasiumSettings | AtariSettings | DrivingSettings
 
 
 def register_environments() -> None:
@@ -112,6 +177,7 @@ def register_environments() -> None:
 
     gym.register_envs(ale_py)
     textbook.register()
+    driving.register()
 
 
 def import_modules(arguments: Sequence[str]) -> list[str]:
@@ -139,22 +205,23 @@ def import_modules(arguments: Sequence[str]) -> list[str]:
 def family(env_id: str) -> str:
     """The group of environments whose defaults apply to this id, by where its code lives.
 
-    `ALE/*` is `atari`, `Textbook/*` is `textbook`, `gymnasium.envs.toy_text` is `toy_text`, and so on; anything else is
-    `gymnasium`.
+    `ALE/*` is `atari`, `Driving/*` is `driving`, `Textbook/*` is `textbook`, `gymnasium.envs.toy_text` is `toy_text`;
+    anything else is `gymnasium`.
     """
     spec = gym.registry.get(env_id)
     module = spec.entry_point.split(":")[0] if spec and isinstance(spec.entry_point, str) else ""
     if module.startswith("ale_py."):
         return "atari"
-    if module.startswith("envs.textbook."):
-        return "textbook"
+    for own in ("textbook", "driving"):
+        if module.startswith(f"envs.{own}."):
+            return own
     parts = module.split(".")
     return parts[2] if parts[:2] == ["gymnasium", "envs"] and len(parts) > 3 else "gymnasium"
 
 
 def settings_class(env_id: str) -> type[EnvSettings]:
     """Which dataclass holds the settings of this id."""
-    return AtariSettings if family(env_id) == "atari" else GymnasiumSettings
+    return {"atari": AtariSettings, "driving": DrivingSettings}.get(family(env_id), GymnasiumSettings)
 
 
 def known_spec(env_id: str) -> GymSpec:
@@ -192,4 +259,6 @@ def with_step_cap(settings: EnvSettings, cap: int, own_limit: int | None) -> tup
         return settings, None
     if isinstance(settings, AtariSettings):
         return replace(settings, max_frames_per_episode=cap * settings.frame_skip), cap
+    if isinstance(settings, DrivingSettings):
+        return replace(settings, time_limit=cap), cap
     return replace(settings, max_episode_steps=cap), cap

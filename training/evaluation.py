@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from contract import Episode, Policy, VecEnv
+from contract import Episode, Policy, ReadsModel, VecEnv
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -37,6 +37,8 @@ def evaluate(
     n = env.spec.num_envs
     quota = [(episodes + i) // n for i in range(n)]
     finished: list[list[Episode]] = [[] for _ in range(n)]
+    if isinstance(policy, ReadsModel):
+        policy.read_model(env.spec.model)
     obs = env.reset()
     episode_start = torch.ones(n, dtype=torch.bool)
     while any(len(done) < q for done, q in zip(finished, quota, strict=True)) and not stopped():

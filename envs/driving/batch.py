@@ -1,0 +1,360 @@
+"""N driving environments as arrays on one device, stepped by recorded kernel launches."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import warp as wp
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.driving import camera, maps, rules, senses
+from envs.driving.config import GUIDANCE, DrivingConfig
+from envs.driving.tables import Tables, make_tables
+
+MIN_ENVS_PER_THREAD = 256
+"""A smaller slice is done before a second thread has woken up."""
+ACTIONS = ("keep", "left", "right", "accelerate", "brake")
+ROWS_BEHIND = 2
+"""Rows of the window behind the ego."""
+SENSES_OF = {
+    "state": {"state": "state"},
+    "features": {"features": "features"},
+    "window": {"window": "window"},
+    "camera": {"camera": "camera"},
+    "fusion": {"camera": "camera", "map": "window", "radar": "features"},
+}
+"""`obs` -> the names of its parts and the sense that fills each."""
+Arrays = dict[str, Any]
+
+
+class DrivingBatch:
+    """The state of N environments and the launches that advance it.
+
+    `step` takes `action`, advances every environment and leaves the result in `next_obs` and `outcome`. `reset_ended`
+    then begins new episodes where some have ended and leaves in `obs` what to act on next. Neither waits for the
+    device, and both launch what was recorded when the batch was built.
+    """
+
+    def __init__(self, config: DrivingConfig, num_envs: int, device: str = "cpu") -> None:
+        """Builds the cities and allocates everything.
+
+        Args:
+            config: the parameters.
+            num_envs: N.
+            device: cpu, cuda or cuda:<index>.
+        """
+        self.config, self.num_envs, self.device = config, num_envs, device
+        self.tables = make_tables(config)
+        self.space = observation_space(config, self.tables)
+        self._maps = self._upload(rules.Maps(), vars(self.tables))
+        self._rules = make_rules(config, self.tables)
+        self._senses = self._upload(senses.Senses(), make_senses(config, self.tables))
+        self.state = self._upload(rules.State(), _empty_state(config, self.tables, num_envs))
+        self.outcome = self._upload(rules.Outcome(), _empty_outcome(num_envs))
+        self.action = wp.zeros(num_envs, dtype=wp.int64, device=device)
+        parts = SENSES_OF[config.obs]
+        if "camera" in parts:
+            self._film = self._upload(camera.Film(), camera.make_film(self.tables, config.lights))
+        self._next_obs = {name: self._observation_array(sense) for name, sense in parts.items()}
+        self._obs = [{name: self._observation_array(sense) for name, sense in parts.items()} for _ in range(2)]
+        self._turn = 0  # which of the two holds the observation to act on
+        self._slices = _slices(num_envs, device)
+        self._pool = ThreadPoolExecutor(len(self._slices)) if len(self._slices) > 1 else None
+        self._record()
+
+    # What has been observed, shared with the kernels without a copy.
+
+    @property
+    def obs(self) -> dict[str, Tensor]:
+        """What to act on next: part -> (N, ...)."""
+        return self._torch_obs[self._turn]
+
+    @property
+    def next_obs(self) -> dict[str, Tensor]:
+        """What the last step led to, also where an episode ended: part -> (N, ...)."""
+        return self._torch_next_obs
+
+    def reset(self, seed: NDArray[np.uint32] | None = None, episode: NDArray[np.int32] | None = None) -> None:
+        """Begins an episode in every environment.
+
+        Args:
+            seed: (N,) what the episodes of each environment follow from; None keeps it.
+            episode: (N,) which of its episodes to begin; None takes the running one.
+        """
+        for name, values in (("seed", seed), ("episode", episode)):
+            if values is not None:
+                getattr(self.state, name).assign(values)
+        self._run(self._reset_launches)
+        self.observe()
+
+    def observe(self) -> None:
+        """Fills `obs` from the state."""
+        self._run(self._observe_launches[self._turn])
+
+    def step(self) -> None:
+        """Advances every environment by `action`."""
+        self._run(self._step_launches)
+
+    def reset_ended(self) -> None:
+        """Begins the next episode wherever one has ended."""
+        self._turn = 1 - self._turn
+        self._run(self._reset_ended_launches[self._turn])
+
+    def step_and_reset(self) -> None:
+        """`step`, then `reset_ended`, with one hand-over to the threads."""
+        self._turn = 1 - self._turn
+        self._run(self._full_launches[self._turn])
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """All that the running episodes depend on, copied."""
+        return {name: getattr(self.state, name).numpy().copy() for name in members(rules.State)}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name in members(rules.State):
+            getattr(self.state, name).assign(np.asarray(state[name]))
+        self.observe()
+
+    def foresee(self) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
+        """What each action would do now if nothing else moved.
+
+        Returns:
+            after: (N, 5, 2) int32: the pose and the speed after it.
+            arrives: (N, 5) bool: whether it reaches the goal.
+            safe: (N, 5) bool: whether it is safe and legal (see `rules.foresee`).
+        """
+        after = wp.zeros((self.num_envs, 5, 2), dtype=wp.int32, device=self.device)
+        arrives, safe = (wp.zeros((self.num_envs, 5), dtype=wp.bool, device=self.device) for _ in range(2))
+        inputs = [self._maps, self._rules, self.state, after, arrives, safe]
+        wp.launch(rules.foresee, self.num_envs, inputs=inputs, device=self.device)
+        return after.numpy(), arrives.numpy(), safe.numpy()
+
+    def _upload(self, struct: Any, values: Mapping[str, Any]) -> Any:
+        """Fills a Warp struct: NumPy arrays become arrays on the device, numbers stay numbers."""
+        for name, var in members(struct._cls).items():
+            value = values[name]
+            if isinstance(value, np.ndarray):
+                value = wp.array(value, dtype=var.type.dtype, device=self.device)
+            setattr(struct, name, value)
+        return struct
+
+    def _observation_array(self, sense: str) -> wp.array:
+        shape, dtype = _FORM[sense][0](self.config), _FORM[sense][1]
+        return wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.device)
+
+    def _record(self) -> None:
+        """Records every launch once; see the class for what happens when."""
+        self.reward = wp.to_torch(self.outcome.reward)
+        self.terminal = wp.to_torch(self.outcome.terminal)
+        self.episode_end = wp.to_torch(self.outcome.episode_end)
+        self.action_tensor = wp.to_torch(self.action)
+        self._torch_next_obs = {name: self._as_tensor(name, a) for name, a in self._next_obs.items()}
+        self._torch_obs = [{name: self._as_tensor(name, a) for name, a in obs.items()} for obs in self._obs]
+
+        self._reset_launches, self._step_launches = [], []
+        self._observe_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        self._reset_ended_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        self._full_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        for first, count in self._slices:
+            reset = self._launch(rules.reset, first, count, [self._maps, self.state])
+            step = self._launch(
+                rules.step, first, count, [self._maps, self._rules, self.state, self.action, self.outcome]
+            )
+            see_all = self._observe_launch(first, count, self._next_obs, everywhere=1)
+            reset_ended = self._launch(rules.reset_ended, first, count, [self._maps, self.state, self.outcome])
+            self._reset_launches.append([reset])
+            self._step_launches.append([step, *see_all])
+            for turn in range(2):
+                copies = [
+                    _copier(self._torch_obs[turn][name], self._torch_next_obs[name], first, count)
+                    for name in self._obs[turn]
+                ]
+                begin = [*copies, reset_ended, *self._observe_launch(first, count, self._obs[turn], everywhere=0)]
+                self._observe_launches[turn].append(self._observe_launch(first, count, self._obs[turn], everywhere=1))
+                self._reset_ended_launches[turn].append(begin)
+                self._full_launches[turn].append([step, *see_all, *begin])
+
+    def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
+        command = wp.launch(kernel, count, inputs=[first, *inputs], device=self.device, record_cmd=True)
+        return command.launch
+
+    def _observe_launch(
+        self, first: int, count: int, out: dict[str, wp.array], everywhere: int
+    ) -> list[Callable[[], object]]:
+        launches = []
+        for name, sense in SENSES_OF[self.config.obs].items():
+            if sense == "state":
+                given = [self._maps, self.state, self.tables.margin, self.tables.cities[0].kind.shape[1]]
+            else:
+                given = [self._maps, self._rules, self._senses, self.state]
+            kernel = _FORM[sense][2]
+            inputs = [*given, self.outcome.episode_end, everywhere, out[name]]
+            if sense == "camera":
+                inputs[-1:] = [self._film, out[name], _bytes_of(out[name])]
+            launches.append(self._launch(kernel, first, count, inputs))
+        return launches
+
+    def _as_tensor(self, name: str, array: wp.array) -> Tensor:
+        """The array as agents and Gymnasium see it."""
+        tensor = wp.to_torch(array)
+        sense = SENSES_OF[self.config.obs][name]
+        if sense == "state":
+            return tensor[:, 0]
+        if sense == "window":
+            return tensor.view(-1, *window_shape(self.config))
+        if sense == "camera":
+            return wp.to_torch(_bytes_of(array)).view(-1, camera.SIZE, camera.SIZE, 3)
+        return tensor
+
+    def _run(self, launches: list[list[Callable[[], object]]]) -> None:
+        """Runs the launches of every slice, slices side by side."""
+        if self._pool is None:
+            for launch in launches[0]:
+                launch()
+        else:
+            for done in [self._pool.submit(_run_all, one) for one in launches]:
+                done.result()
+
+
+def members(struct: Any) -> dict[str, Any]:
+    """The fields of a Warp struct, with their types."""
+    return struct.vars
+
+
+def _run_all(launches: list[Callable[[], object]]) -> None:
+    for launch in launches:
+        launch()
+
+
+def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], object]:
+    to, source = to[first : first + count], source[first : first + count]
+    return lambda: to.copy_(source)
+
+
+def _bytes_of(words: wp.array) -> wp.array:
+    """(N, W) uint32 -> (N, 4 * W) uint8, the same memory."""
+    n, count = words.shape
+    return wp.array(
+        ptr=words.ptr, dtype=wp.uint8, shape=(n, 4 * count), capacity=words.capacity, device=words.device, copy=False
+    )
+
+
+def _slices(num_envs: int, device: str) -> list[tuple[int, int]]:
+    """(first, count) of the environments that each thread steps; a CPU launch runs on one thread."""
+    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    threads = max(1, min(threads, num_envs // MIN_ENVS_PER_THREAD))
+    bounds = [num_envs * k // threads for k in range(threads + 1)]
+    return [(a, b - a) for a, b in itertools.pairwise(bounds)]
+
+
+def window_shape(config: DrivingConfig) -> tuple[int, int]:
+    """Rows and columns of the window: `view_range` rows ahead of the ego's, two behind, about as many columns."""
+    return config.view_range + 1 + ROWS_BEHIND, 2 * ((config.view_range + 2) // 2) + 1
+
+
+_FORM: dict[str, tuple[Callable[[DrivingConfig], tuple[int, ...]], Any, Any]] = {
+    "state": (lambda config: (1,), wp.int64, senses.observe_state),
+    "features": (lambda config: (senses.NUM_FEATURES,), wp.float32, senses.observe_features),
+    "window": (lambda config: (int(np.prod(window_shape(config))),), wp.uint8, senses.observe_window),
+    "camera": (lambda config: (camera.SIZE * camera.SIZE * 3 // 4,), wp.uint32, camera.observe_camera),
+}
+"""Sense -> shape of its array, its type, and the kernel that fills it."""
+
+
+def observation_space(config: DrivingConfig, tables: Tables) -> gym.Space[Any]:
+    """The observation of one environment."""
+    height, width = tables.cities[0].kind.shape
+    spaces: dict[str, Callable[[], gym.Space[Any]]] = {
+        "state": lambda: Discrete(height * width * 12),
+        "features": lambda: Box(-1.0, 1.0, (senses.NUM_FEATURES,), np.float32),
+        "window": lambda: Box(0, senses.NUM_CODES - 1, window_shape(config), np.uint8),
+        "camera": lambda: Box(0, 255, (camera.SIZE, camera.SIZE, 3), np.uint8),
+    }
+    parts = {name: spaces[sense]() for name, sense in SENSES_OF[config.obs].items()}
+    return gym.spaces.Dict(parts) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def make_rules(config: DrivingConfig, tables: Tables) -> Any:
+    """The parameters as the kernels take them."""
+    struct: Any = rules.Rules()
+    for name in members(rules.Rules):
+        if name.endswith("_chance"):
+            setattr(struct, name, round(getattr(config, name) * 2**24))
+        elif name != "far":
+            setattr(struct, name, getattr(config, name))
+    struct.far = 2 * sum(tables.cities[0].kind.shape)
+    return struct
+
+
+def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
+    """Which cells are seen, as differences to the ego's cell."""
+    ahead = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])  # (row, column) by heading
+    right = np.roll(ahead, -1, axis=0)
+    reach = np.arange(1, config.view_range + 1)
+    angle = 2 * np.pi * np.arange(senses.NUM_RAYS) / senses.NUM_RAYS
+    ray_ahead, ray_right = (np.rint(np.outer(f(angle), reach)).astype(int) for f in (np.cos, np.sin))
+    rows, columns = window_shape(config)
+    patch_ahead, patch_right = np.divmod(np.arange(rows * columns), columns)
+    patch_ahead, patch_right = config.view_range - patch_ahead, patch_right - columns // 2
+
+    def cells(a: NDArray[Any], r: NDArray[Any]) -> NDArray[np.int32]:
+        moved = np.multiply.outer(ahead, a) + np.multiply.outer(right, r)  # (4, 2, ...)
+        return (moved[:, 0] * tables.width + moved[:, 1]).astype(np.int32)
+
+    return {
+        "view_range": config.view_range,
+        "guidance": GUIDANCE.index(config.guidance),
+        "size": max(tables.cities[0].kind.shape),
+        "ray": cells(ray_ahead, ray_right),
+        "patch": cells(patch_ahead, patch_right),
+        "patch_width": columns,
+        "look": make_look(tables),
+    }
+
+
+def make_look(tables: Tables) -> NDArray[np.uint8]:
+    """(M * 4, cells): the code of every cell in the window of an ego with each of the four headings."""
+    kind, lanes, signal = tables.ground & 7, tables.ground >> 3 & 15, tables.ground >> 7 & 255
+    code = np.zeros((len(kind), 4, kind.shape[1]), np.int64)
+    for heading in range(4):
+        relative = (lanes >> heading | lanes << (4 - heading)) & 15  # bit 0 is the ego's heading
+        single = sum((relative == 1 << side) * (int(senses.LANE) + side) for side in range(4))
+        code[:, heading] = np.select(
+            [kind < maps.VERGE, kind == maps.ROADWORKS, signal > 0, kind == maps.CROSSWALK, lanes == 0, single > 0],
+            [int(c) for c in (senses.BLOCKED, senses.WORKS, senses.RED, senses.ZEBRA, senses.BESIDE)] + [single],
+            int(senses.MANY_WAYS),
+        )
+    return code.reshape(-1, kind.shape[1]).astype(np.uint8)
+
+
+def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
+    tallies, words = len(rules.TALLIES), (tables.height * tables.width + 31) // 32
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(members(rules.State), (n,)) | {
+        "tally": (n, tallies),
+        "car": (n, config.cars),
+        "walker": (n, config.pedestrians, 3),
+        "event": (n, 3),
+        "taken": (n, words),
+    }
+    return {
+        name: np.zeros(shape, wp.dtype_to_numpy(members(rules.State)[name].type.dtype))
+        for name, shape in shapes.items()
+    }
+
+
+def _empty_outcome(n: int) -> Arrays:
+    return {
+        name: np.zeros((n, len(rules.TALLIES)) if name == "ended_tally" else n, wp.dtype_to_numpy(var.type.dtype))
+        for name, var in members(rules.Outcome).items()
+    }

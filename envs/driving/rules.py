@@ -1,0 +1,549 @@
+"""The rules of the road, as Warp kernels: one thread per environment, the same source on the CPU and on CUDA.
+
+All state is integer and all randomness is a hash of (episode key, time, purpose, index), so that one key gives one
+episode on every device and in every batch.
+
+One environment step:
+
+    1. the ego is pushed sideways, if drift strikes while it moves
+    2. the ego acts: `accelerate` and `brake` change the speed by one and it drives that many cells ahead, entering them
+       one by one; `left` and `right` drive into the cell on that side at speed 1. Where its cell permits that
+       direction the car turns with it; elsewhere it changes lane and keeps its heading
+    3. the other cars, one after the other, move one cell each: along their lane, into junctions on green only, never
+       into a cell that is taken; where several ways are open, one is drawn
+    4. pedestrians cross one cell each, and wait for what stands in their way
+    5. events begin, move and pass
+
+Whatever is in the ego's way when it enters a cell, it collides with: nothing ever runs into the ego. A car at speed 1
+can always stop.
+
+Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`. Loops over a
+number that is known only at run time are `while` loops: Warp's `range` costs much more on the CPU.
+"""
+
+from __future__ import annotations
+
+import warp as wp
+
+from envs.device.random import below, draw, episode_key, happens
+
+wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
+
+KEEP, LEFT, RIGHT, ACCELERATE, BRAKE = (wp.constant(i) for i in range(5))
+FIRST_DRIVABLE, LAST_DRIVABLE, PLAIN_ROAD = wp.constant(2), wp.constant(5), wp.constant(3)
+NO_EVENT, STOPPED_CAR, CLOSURE, CHILD = (wp.constant(i) for i in range(4))
+FIRST_EVENT_DISTANCE = wp.constant(3)
+
+# Columns of `State.tally`.
+TIME, PATH, SHORTEST, RED_LIGHT, WRONG_WAY, OFF_LANE, ARRIVED, COLLIDED = (wp.constant(i) for i in range(8))
+TALLIES = ("time", "path_length", "shortest_length", "red_light", "wrong_way", "off_lane", "success", "collision")
+
+# Purposes of random numbers.
+DRAW_CITY, DRAW_GOAL, DRAW_START, DRAW_CAR, DRAW_WALKER, DRAW_SIDE = (wp.constant(i) for i in range(6))
+DRAW_DRIFT, DRAW_TURN, DRAW_WALK, DRAW_EVENT, DRAW_EVENT_KIND, DRAW_EVENT_PLACE, DRAW_EVENT_END = (
+    wp.constant(i) for i in range(6, 13)
+)
+SPAWN_TRIES = wp.constant(8)
+
+
+@wp.struct
+class Maps:
+    """The cities, read-only. M cities, K goals each, cells counted with the margin."""
+
+    width: wp.int32
+    """Cells in a row."""
+    ground: wp.array2d(dtype=wp.uint16)
+    """(M, cells): bits 0-2 kind, 3-6 lanes, 7-14 signal, 15 signpost."""
+    goal: wp.array2d(dtype=wp.int32)
+    """(M, K) cell."""
+    start: wp.array3d(dtype=wp.int32)
+    """(M, K, any) pose."""
+    spawn: wp.array2d(dtype=wp.int32)
+    """(M, any) pose where cars begin."""
+    crossings: wp.array(dtype=wp.int32)
+    """(M,) number of crosswalks."""
+    crossing: wp.array3d(dtype=wp.int32)
+    """(M, any, 3): cell of the first kerb, difference between neighbouring cells, number of cells on the road."""
+    distance: wp.array2d(dtype=wp.int16)
+    """(M * K, poses): length of the shortest route."""
+    advice: wp.array2d(dtype=wp.uint16)
+    """(M * K, poses): the next manoeuvre (bits 0-1) and the cells before it (the rest), see `routes.manoeuvres`."""
+
+
+@wp.struct
+class Rules:
+    """The parameters; chances are in units of 2**-24."""
+
+    green_steps: wp.int32
+    clear_steps: wp.int32
+    walk_chance: wp.int32
+    event_chance: wp.int32
+    drift_chance: wp.int32
+    time_limit: wp.int32
+    far: wp.int32
+    reward_time: wp.float32
+    reward_goal: wp.float32
+    reward_collision: wp.float32
+    reward_red_light: wp.float32
+    reward_wrong_way: wp.float32
+    reward_off_lane: wp.float32
+    shaping: wp.float32
+    shaping_gamma: wp.float32
+
+
+@wp.struct
+class State:
+    """All that changes: N environments, C cars, P pedestrians."""
+
+    seed: wp.array(dtype=wp.uint32)
+    """(N,) what the keys of an environment's episodes follow from."""
+    episode: wp.array(dtype=wp.int32)
+    """(N,) number of the running episode."""
+    key: wp.array(dtype=wp.uint32)
+    """(N,) what the running episode follows from."""
+    city: wp.array(dtype=wp.int32)
+    goal: wp.array(dtype=wp.int32)
+    """(N,) index among the city's goals."""
+    pose: wp.array(dtype=wp.int32)
+    speed: wp.array(dtype=wp.int32)
+    tally: wp.array2d(dtype=wp.int32)
+    """(N, 8): counts of the running episode, see TIME and following."""
+    episode_return: wp.array(dtype=wp.float64)
+    car: wp.array2d(dtype=wp.int32)
+    """(N, C) pose, -1 for a car that found no place."""
+    walker: wp.array3d(dtype=wp.int32)
+    """(N, P, 3): crosswalk (-1 for none), place along it (-1 and its length are the kerbs), direction (+1 or -1)."""
+    event: wp.array2d(dtype=wp.int32)
+    """(N, 3): kind, pose, time at which it passes."""
+    taken: wp.array2d(dtype=wp.uint32)
+    """(N, words): a bit per cell, set where a car, a pedestrian or an event stands."""
+
+
+@wp.struct
+class Outcome:
+    """What a step answers, and what is left of the episode that ended last."""
+
+    reward: wp.array(dtype=wp.float32)
+    terminal: wp.array(dtype=wp.bool)
+    episode_end: wp.array(dtype=wp.bool)
+    ended_tally: wp.array2d(dtype=wp.int32)
+    ended_return: wp.array(dtype=wp.float64)
+    ended_key: wp.array(dtype=wp.uint32)
+
+
+@wp.struct
+class Ego:
+    """The ego during one step, and what it did in it."""
+
+    cell: wp.int32
+    heading: wp.int32
+    speed: wp.int32
+    path: wp.int32
+    red_light: wp.int32
+    wrong_way: wp.int32
+    off_lane: wp.int32
+    arrived: wp.int32
+    collided: wp.int32
+
+
+@wp.func
+def kind_of(ground: int) -> int:
+    return ground & 7
+
+
+@wp.func
+def permits(ground: int, heading: int) -> bool:
+    return ((ground >> (3 + heading)) & 1) != 0
+
+
+@wp.func
+def signal_of(ground: int) -> int:
+    return (ground >> 7) & 255
+
+
+@wp.func
+def is_drivable(ground: int) -> bool:
+    return kind_of(ground) >= FIRST_DRIVABLE and kind_of(ground) <= LAST_DRIVABLE
+
+
+@wp.func
+def step_towards(heading: int, width: int) -> int:
+    """The difference between a cell and its neighbour in the direction of `heading`."""
+    if heading == 0:
+        return -width
+    if heading == 1:
+        return 1
+    if heading == 2:
+        return width
+    return -1
+
+
+@wp.func
+def is_green(green_steps: int, clear_steps: int, signal: int, heading: int, time: int) -> bool:
+    """North-south has green first, then east-west; both see red in the clearing times between."""
+    cycle = 2 * (green_steps + clear_steps)
+    phase = (time + ((signal - 1) * cycle) // 255) % cycle
+    if (heading & 1) == 1:
+        phase -= green_steps + clear_steps
+    return phase >= 0 and phase < green_steps
+
+
+@wp.func
+def may_cross(green_steps: int, clear_steps: int, here: int, ahead: int, heading: int, time: int) -> bool:
+    """False for an entry into a junction against a red light; `here` and `ahead` are grounds."""
+    if signal_of(ahead) == 0 or signal_of(here) != 0:
+        return True
+    return is_green(green_steps, clear_steps, signal_of(ahead), heading, time)
+
+
+@wp.func
+def is_taken(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int) -> bool:
+    return ((taken[i, cell >> 5] >> wp.uint32(cell & 31)) & wp.uint32(1)) != wp.uint32(0)
+
+
+@wp.func
+def flip(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int) -> None:
+    """Takes a free cell, or frees a taken one."""
+    taken[i, cell >> 5] = taken[i, cell >> 5] ^ (wp.uint32(1) << wp.uint32(cell & 31))
+
+
+@wp.func
+def enter(ego: Ego, maps: Maps, rules: Rules, state: State, i: int, direction: int) -> Ego:
+    """The ego enters the next cell in `direction`, with whatever heading it has. Does nothing after the end."""
+    if ego.collided + ego.arrived > 0:
+        return ego
+    city = state.city[i]
+    cell = ego.cell + step_towards(direction, maps.width)
+    ahead = int(maps.ground[city, cell])
+    if not is_drivable(ahead) or is_taken(state.taken, i, cell):
+        ego.collided = 1
+        return ego
+    here = int(maps.ground[city, ego.cell])
+    if not may_cross(rules.green_steps, rules.clear_steps, here, ahead, direction, state.tally[i, TIME]):
+        ego.red_light += 1
+    if not permits(ahead, ego.heading):
+        if permits(ahead, (ego.heading + 2) & 3):
+            ego.wrong_way += 1
+        else:
+            ego.off_lane += 1
+    ego.cell = cell
+    ego.path += 1
+    if cell == maps.goal[city, state.goal[i]]:
+        ego.arrived = 1
+    return ego
+
+
+@wp.func
+def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int) -> Ego:
+    """What the ego would do under `action`; changes nothing.
+
+    `push` is the side to which drift pushes it: 0 for none, 1 right, 3 left.
+    """
+    ego = Ego()
+    ego.cell = state.pose[i] >> 2
+    ego.heading = state.pose[i] & 3
+    ego.speed = state.speed[i]
+    if push != 0 and ego.speed > 0:
+        ego = enter(ego, maps, rules, state, i, (ego.heading + push) & 3)
+    if action == LEFT or action == RIGHT:
+        direction = (ego.heading + 1) & 3
+        if action == LEFT:
+            direction = (ego.heading + 3) & 3
+        ego.speed = 1
+        if permits(int(maps.ground[state.city[i], ego.cell]), direction):
+            ego.heading = direction
+        return enter(ego, maps, rules, state, i, direction)
+    if action == ACCELERATE:
+        ego.speed = wp.min(ego.speed + 1, 2)
+    if action == BRAKE:
+        ego.speed = wp.max(ego.speed - 1, 0)
+    if ego.speed > 0:
+        ego = enter(ego, maps, rules, state, i, ego.heading)
+    if ego.speed > 1:
+        ego = enter(ego, maps, rules, state, i, ego.heading)
+    return ego
+
+
+@wp.func
+def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
+    city = state.city[i]
+    time = state.tally[i, TIME]
+    j = int(0)
+    while j < state.car.shape[1]:
+        pose = state.car[i, j]
+        if pose >= 0:
+            cell = pose >> 2
+            here = int(maps.ground[city, cell])
+            ways = int(0)
+            chosen = int(-1)
+            for side in range(4):
+                direction = (pose + side) & 3
+                if side != 2 and permits(here, direction):
+                    next_cell = cell + step_towards(direction, maps.width)
+                    ahead = int(maps.ground[city, next_cell])
+                    if (
+                        permits(ahead, direction)
+                        and next_cell != ego_cell
+                        and not is_taken(state.taken, i, next_cell)
+                        and may_cross(rules.green_steps, rules.clear_steps, here, ahead, direction, time)
+                    ):
+                        ways += 1
+                        if ways == 1 or below(draw(state.key[i], time, DRAW_TURN, j * 4 + side), ways) == 0:
+                            chosen = direction
+            if chosen >= 0:
+                flip(state.taken, i, cell)
+                cell += step_towards(chosen, maps.width)
+                flip(state.taken, i, cell)
+                state.car[i, j] = cell * 4 + chosen
+        j += 1
+
+
+@wp.func
+def walker_cell(maps: Maps, state: State, i: int, j: int) -> int:
+    """Where a pedestrian is, on the road or on a kerb."""
+    city = state.city[i]
+    crossing = state.walker[i, j, 0]
+    return maps.crossing[city, crossing, 0] + (state.walker[i, j, 1] + 1) * maps.crossing[city, crossing, 1]
+
+
+@wp.func
+def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
+    city = state.city[i]
+    j = int(0)
+    while j < state.walker.shape[1]:
+        crossing = state.walker[i, j, 0]
+        if crossing >= 0:
+            length = maps.crossing[city, crossing, 2]
+            place = state.walker[i, j, 1]
+            direction = state.walker[i, j, 2]
+            on_road = place >= 0 and place < length
+            if on_road or happens(draw(state.key[i], state.tally[i, TIME], DRAW_WALK, j), rules.walk_chance):
+                cell = walker_cell(maps, state, i, j)
+                next_place = place + direction
+                next_cell = cell + direction * maps.crossing[city, crossing, 1]
+                reaches_kerb = next_place < 0 or next_place == length
+                if reaches_kerb or not (is_taken(state.taken, i, next_cell) or next_cell == ego_cell):
+                    if on_road:
+                        flip(state.taken, i, cell)
+                    if reaches_kerb:
+                        state.walker[i, j, 2] = -direction
+                    else:
+                        flip(state.taken, i, next_cell)
+                    state.walker[i, j, 1] = next_place
+        j += 1
+
+
+@wp.func
+def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int) -> None:
+    """Something happens 3 to 5 cells ahead, if a plain, free lane leads there."""
+    city = state.city[i]
+    key = state.key[i]
+    time = state.tally[i, TIME]
+    distance = FIRST_EVENT_DISTANCE + below(draw(key, time, DRAW_EVENT_PLACE, 0), 3)
+    cell = ego_cell
+    clear = bool(True)
+    for _k in range(distance):
+        cell += step_towards(heading, maps.width)
+        if clear and not permits(int(maps.ground[city, cell]), heading):
+            clear = False
+        if not clear:
+            cell = ego_cell
+    if (
+        clear
+        and kind_of(int(maps.ground[city, cell])) == PLAIN_ROAD
+        and not is_taken(state.taken, i, cell)
+        and cell != maps.goal[city, state.goal[i]]
+    ):
+        kind = 1 + below(draw(key, time, DRAW_EVENT_KIND, 0), 3)
+        lasts = 10 + below(draw(key, time, DRAW_EVENT_END, 0), 20)
+        if kind == CLOSURE:
+            lasts += 20
+        flip(state.taken, i, cell)
+        state.event[i, 0] = kind
+        state.event[i, 1] = cell * 4 + heading
+        state.event[i, 2] = time + lasts
+
+
+@wp.func
+def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int) -> None:
+    """A child runs across the road to the ego's left; cars and closures stay for their time."""
+    time = state.tally[i, TIME]
+    kind = state.event[i, 0]
+    cell = state.event[i, 1] >> 2
+    heading = state.event[i, 1] & 3
+    if kind == NO_EVENT:
+        if happens(draw(state.key[i], time, DRAW_EVENT, 0), rules.event_chance):
+            begin_event(maps, state, i, ego_cell, ego_heading)
+    elif kind == CHILD:
+        next_cell = cell + step_towards((heading + 3) & 3, maps.width)
+        if not is_drivable(int(maps.ground[state.city[i], next_cell])):
+            flip(state.taken, i, cell)
+            state.event[i, 0] = NO_EVENT
+        elif next_cell != ego_cell and not is_taken(state.taken, i, next_cell):
+            flip(state.taken, i, cell)
+            flip(state.taken, i, next_cell)
+            state.event[i, 1] = next_cell * 4 + heading
+    elif time >= state.event[i, 2]:
+        flip(state.taken, i, cell)
+        state.event[i, 0] = NO_EVENT
+
+
+@wp.func
+def potential(maps: Maps, rules: Rules, state: State, i: int) -> float:
+    """Phi: falls with the length of the shortest route, from 1 at the goal to 0 at `far`."""
+    task = state.city[i] * maps.goal.shape[1] + state.goal[i]
+    return 1.0 - float(wp.min(int(maps.distance[task, state.pose[i]]), rules.far)) / float(rules.far)
+
+
+@wp.func
+def begin(maps: Maps, state: State, i: int) -> None:
+    """Begins the next episode of environment i."""
+    key = episode_key(state.seed[i], state.episode[i])
+    state.key[i] = key
+    city = below(draw(key, 0, DRAW_CITY, 0), maps.goal.shape[0])
+    goal = below(draw(key, 0, DRAW_GOAL, 0), maps.goal.shape[1])
+    pose = maps.start[city, goal, below(draw(key, 0, DRAW_START, 0), maps.start.shape[2])]
+    state.city[i] = city
+    state.goal[i] = goal
+    state.pose[i] = pose
+    state.speed[i] = 0
+    state.episode_return[i] = wp.float64(0.0)
+    k = int(0)
+    while k < state.tally.shape[1]:
+        state.tally[i, k] = 0
+        k += 1
+    state.tally[i, SHORTEST] = int(maps.distance[city * maps.goal.shape[1] + goal, pose])
+    k = int(0)
+    while k < state.taken.shape[1]:
+        state.taken[i, k] = wp.uint32(0)
+        k += 1
+    state.event[i, 0] = NO_EVENT
+    state.event[i, 1] = 0
+    state.event[i, 2] = 0
+    j = int(0)
+    while j < state.car.shape[1]:
+        state.car[i, j] = -1
+        k = int(0)
+        while k < SPAWN_TRIES and state.car[i, j] < 0:
+            spot = maps.spawn[city, below(draw(key, k, DRAW_CAR, j), maps.spawn.shape[1])]
+            if not is_taken(state.taken, i, spot >> 2) and (spot >> 2) != (pose >> 2):
+                state.car[i, j] = spot
+                flip(state.taken, i, spot >> 2)
+            k += 1
+        j += 1
+    j = int(0)
+    while j < state.walker.shape[1]:
+        state.walker[i, j, 0] = -1
+        if maps.crossings[city] > 0:
+            crossing = below(draw(key, 0, DRAW_WALKER, j), maps.crossings[city])
+            state.walker[i, j, 0] = crossing
+            state.walker[i, j, 1] = -1
+            state.walker[i, j, 2] = 1
+            if below(draw(key, 0, DRAW_SIDE, j), 2) == 1:
+                state.walker[i, j, 1] = maps.crossing[city, crossing, 2]
+                state.walker[i, j, 2] = -1
+        j += 1
+
+
+@wp.kernel
+def reset(first: int, maps: Maps, state: State) -> None:
+    """Begins the episode that `state.seed` and `state.episode` name, in every environment."""
+    begin(maps, state, first + wp.tid())
+
+
+@wp.kernel
+def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome) -> None:
+    """Begins the next episode where one has ended, and keeps the figures of the ended one."""
+    i = first + wp.tid()
+    if outcome.episode_end[i]:
+        k = int(0)
+        while k < state.tally.shape[1]:
+            outcome.ended_tally[i, k] = state.tally[i, k]
+            k += 1
+        outcome.ended_return[i] = state.episode_return[i]
+        outcome.ended_key[i] = state.key[i]
+        state.episode[i] += 1
+        begin(maps, state, i)
+
+
+@wp.kernel
+def step(
+    first: int, maps: Maps, rules: Rules, state: State, action: wp.array(dtype=wp.int64), outcome: Outcome
+) -> None:
+    """One step of every environment, without the reset."""
+    i = first + wp.tid()
+    time = state.tally[i, TIME]
+    before = float(0.0)
+    if rules.shaping > 0.0:
+        before = potential(maps, rules, state, i)
+
+    push = int(0)
+    if rules.drift_chance > 0:
+        gust = draw(state.key[i], time, DRAW_DRIFT, 0)
+        if happens(gust, rules.drift_chance):
+            push = 1 + 2 * int(gust & wp.uint32(1))
+    ego = drive(maps, rules, state, i, int(action[i]), push)
+    state.pose[i] = ego.cell * 4 + ego.heading
+    state.speed[i] = ego.speed
+    terminal = ego.arrived + ego.collided > 0
+    if not terminal:
+        move_cars(maps, rules, state, i, ego.cell)
+        move_walkers(maps, rules, state, i, ego.cell)
+        if rules.event_chance > 0:
+            move_event(maps, rules, state, i, ego.cell, ego.heading)
+
+    state.tally[i, TIME] = time + 1
+    state.tally[i, PATH] += ego.path
+    state.tally[i, RED_LIGHT] += ego.red_light
+    state.tally[i, WRONG_WAY] += ego.wrong_way
+    state.tally[i, OFF_LANE] += ego.off_lane
+    state.tally[i, ARRIVED] = ego.arrived
+    state.tally[i, COLLIDED] = ego.collided
+
+    reward = (
+        rules.reward_time
+        + float(ego.arrived) * rules.reward_goal
+        + float(ego.collided) * rules.reward_collision
+        + float(ego.red_light) * rules.reward_red_light
+        + float(ego.wrong_way) * rules.reward_wrong_way
+        + float(ego.off_lane) * rules.reward_off_lane
+    )
+    if rules.shaping > 0.0:
+        after = float(0.0)
+        if not terminal:
+            after = potential(maps, rules, state, i)
+        reward += rules.shaping * (rules.shaping_gamma * after - before)
+    state.episode_return[i] += wp.float64(reward)
+    outcome.reward[i] = reward
+    outcome.terminal[i] = terminal
+    outcome.episode_end[i] = terminal or time + 1 >= rules.time_limit
+
+
+@wp.kernel
+def foresee(
+    maps: Maps,
+    rules: Rules,
+    state: State,
+    after: wp.array3d(dtype=wp.int32),
+    arrives: wp.array2d(dtype=wp.bool),
+    safe: wp.array2d(dtype=wp.bool),
+) -> None:
+    """What each action would do now if nothing else moved.
+
+    Writes the pose and the speed after the action, whether it reaches the goal, and whether it breaks no rule, hits
+    nothing, and leaves the ego able to stop: at speed 2 braking still takes one cell, which must be a free, plain lane.
+    """
+    i = wp.tid()
+    for action in range(5):
+        ego = drive(maps, rules, state, i, action, 0)
+        fine = ego.collided + ego.red_light + ego.wrong_way + ego.off_lane == 0
+        if fine and ego.speed == 2 and ego.arrived == 0:
+            next_cell = ego.cell + step_towards(ego.heading, maps.width)
+            ahead = int(maps.ground[state.city[i], next_cell])
+            fine = (
+                kind_of(ahead) == PLAIN_ROAD and permits(ahead, ego.heading) and not is_taken(state.taken, i, next_cell)
+            )
+        after[i, action, 0] = ego.cell * 4 + ego.heading
+        after[i, action, 1] = ego.speed
+        arrives[i, action] = ego.arrived > 0
+        safe[i, action] = fine
