@@ -2,7 +2,7 @@
 
     driving       of the actions that are safe and legal now, take the one from which the goal is fewest steps away;
                   brake if there is none
-    P[s][a]       value iteration, then the greedy action
+    a table       value iteration, then the greedy action
 
 Sources:
     Bellman 1957, "Dynamic Programming".
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from contract import Acted, Metrics, Mode, Obs, State, Task, Transition
 from faults import ConfigError, check_range
+from rules.planning import value_iteration
 
 BRAKE = 4
 
@@ -54,29 +55,14 @@ def make_agent(settings: Settings, task: Task) -> Planner:
     Raises:
         ConfigError: if the environment has no model to plan with.
     """
-    if not isinstance(task.spec.model, dict | Prospects):
+    if not (is_table(task.spec.model) or isinstance(task.spec.model, Prospects)):
         raise ConfigError(f"agent=planner needs an environment with a model, which {task.spec.env_id} has not")
     return Planner(settings.gamma, task.spec.model)
 
 
-def greedy_actions(table: dict[int, dict[int, list[tuple[float, int, float, bool]]]], gamma: float) -> Tensor:
-    """(S,) int64: the optimal action of each state of `P[s][a] = [(probability, next state, reward, terminated)]`."""
-    rows = [
-        (s, a, probability, next_state, reward, terminated)
-        for s, actions in table.items()
-        for a, outcomes in actions.items()
-        for probability, next_state, reward, terminated in outcomes
-    ]
-    s, a, probability, next_state, reward, terminated = (np.array(column) for column in zip(*rows, strict=True))
-    num_actions = max(len(actions) for actions in table.values())
-    pair = s * num_actions + a
-    q: NDArray[np.float64] = np.zeros((len(table), num_actions))
-    while True:
-        value = probability * (reward + gamma * ~terminated.astype(bool) * q.max(axis=1)[next_state])
-        better = np.bincount(pair, value, minlength=q.size).astype(np.float64).reshape(q.shape)
-        if np.abs(better - q).max() < 1e-10:
-            return torch.from_numpy(better.argmax(axis=1))
-        q = better
+def is_table(model: Any) -> bool:
+    """Whether a model is a table of outcomes (`envs.tables.TabularModel`)."""
+    return isinstance(getattr(model, "num_states", None), int)
 
 
 class PlannerPolicy:
@@ -87,8 +73,11 @@ class PlannerPolicy:
         self.read_model(model)
 
     def read_model(self, model: Any) -> None:
-        self._view = None if isinstance(model, dict) else model
-        self._best_action = greedy_actions(model, self._gamma) if isinstance(model, dict) else None
+        self._view = None if is_table(model) else model
+        self._best_action: Tensor | None = None
+        if is_table(model):
+            q, _ = value_iteration(model, self._gamma)  # (S, A)
+            self._best_action = torch.from_numpy(q.argmax(axis=1))
 
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
         if self._best_action is not None:

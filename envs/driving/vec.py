@@ -18,6 +18,7 @@ from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import DrivingConfig
 from envs.driving.oracle import steps_to_goal, tabular_model
 from envs.driving.rules import TALLIES
+from envs.tables import TabularModel
 from faults import ConfigError
 
 
@@ -63,9 +64,20 @@ def make_driving(
         family="driving",
         max_episode_steps=config.time_limit,
         protocol={"env_id": env_id, **asdict(config), "reward": "raw"},
-        model=tabular_model(batch).table() if config.obs == "state" else PrivilegedView(batch),
+        model=known_model(batch) if config.obs == "state" else PrivilegedView(batch),
     )
     return DeviceVecEnv(batch, spec, seeds, partial(finished_episodes, batch))
+
+
+def known_model(batch: DrivingBatch) -> TabularModel:
+    """The table of a city without traffic: its outcomes are certain, and an episode begins, standing, at one of the
+    drawn starts, each as likely as the others."""
+    process, tables = tabular_model(batch), batch.tables
+    width = tables.cities[0].kind.shape[1]
+    cell, heading = np.divmod(tables.start[0, 0].astype(np.int64), 4)
+    row, column = cell // tables.width - tables.margin, cell % tables.width - tables.margin
+    start = np.bincount((row * width + column) * 12 + heading * 3, minlength=len(process.reward)).astype(np.float64)
+    return TabularModel.from_outcomes(process.table(), start / start.sum(), batch.config.time_limit)
 
 
 def agent_space(space: gym.Space[Any]) -> gym.Space[Any]:
