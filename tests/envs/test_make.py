@@ -75,7 +75,8 @@ def test_settings_reach_the_environment() -> None:
     env.reset()
     steps = [env.step(torch.tensor([0])) for _ in range(7)]
     assert int(env.spec.observation_space.n) == 64
-    assert all(len(outcomes) == 1 for row in env.spec.model.values() for outcomes in row.values())
+    assert env.spec.model.next_state.shape == (64, 4, 1)  # not slippery: one outcome each
+    assert env.spec.model.max_episode_steps == 7
     assert [bool(s.transition.episode_end) for s in steps] == [False] * 6 + [True]
     assert not any(bool(s.transition.terminal) for s in steps)
     assert steps[-1].episodes[0].success is True
