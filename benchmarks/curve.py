@@ -19,7 +19,7 @@ from training.run import find_run
 def learning_curve(path: Path) -> dict[str, list[list[float]]]:
     """(env steps, seconds, value) rows of the training and evaluation returns in a run's metrics.jsonl.
 
-    Seconds are summed from `time/fps`, so they count learning and leave out evaluation and checkpoints.
+    Seconds are summed from `time/fps`: the wall-clock of the loop, with learning, evaluation and checkpoints.
     """
     curve: dict[str, list[list[float]]] = {"rollout/ep_rew_mean": [], "eval/mean_reward": []}
     seconds, steps = 0.0, 0
