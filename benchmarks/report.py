@@ -38,7 +38,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def machine(result: dict[str, Any]) -> str:
-    return f"{result['cpu']}, {result['cores']} cores"
+    return f"{result['cpu']}, {result['cores']} core{'s' if result['cores'] > 1 else ''}"
 
 
 def first_at_least(rows: list[list[float]], threshold: float) -> list[float]:
