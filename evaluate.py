@@ -144,6 +144,10 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     num_envs = min(config.num_envs, config.episodes)
     env, cap = new_env(num_envs)
     agent, env_steps = load_agent(trained, run, config, env.spec)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    if config.video:  # first, so that there is something to watch while the score is still being played
+        for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
+            warn(f"video: {path}")
     try:
         policy = agent.policy(mode, num_envs, streams.torch("evaluate/policy", device=config.device))
         episodes = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
@@ -184,11 +188,7 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
         ],
     }
     say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     write_result(config, run, result, stamp)
-    if config.video and not stop:
-        for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
-            warn(f"video: {path}")
     return stop.exit_code if stop else 0
 
 
