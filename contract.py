@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import MultiDiscrete
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,6 +48,11 @@ State = dict[str, Any]
 def to_device(obs: Obs, device: torch.device) -> Any:
     """An observation, or any tensor, on `device`."""
     return {name: part.to(device) for name, part in obs.items()} if isinstance(obs, dict) else obs.to(device)
+
+
+class Tilings(MultiDiscrete):
+    """Observations as tiles: entry k is the one active tile of tiling k. Values are sums of one weight per tiling, while
+    the digits of an ordinary MultiDiscrete number one state."""
 
 
 class Transition(NamedTuple):

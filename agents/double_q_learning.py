@@ -71,14 +71,13 @@ class DoubleQLearning:
         self.second.env_steps = self.first.env_steps
 
     def update(self) -> Metrics:
-        for step in self._steps:
+        steps, self._steps = self._steps, []
+        for step in steps:
             heads = self._generator.random() < 0.5
             learner, judge = (self.first, self.second) if heads else (self.second, self.first)
-            discount = 0.0 if step.terminal else self._gamma
             best_action = self._argmax(learner.q[step.next_state])
             next_value = float(judge.q[step.next_state, best_action])  # Q2(s', argmax_a' Q1(s', a'))
-            learner.update(step.state, step.action, step.reward, discount, next_value)
-        self._steps = []
+            learner.update(step.state, step.action, step.reward, step.discount(self._gamma), next_value)
         return self.first.metrics() | self.behaviour.metrics()
 
     def _argmax(self, q: Floats) -> int:

@@ -18,11 +18,10 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
+from contract import State, Task
 from faults import check_choice, check_range
-from memory.table import EpsilonGreedy, EpsilonSettings, Step, Table, TablePolicy
+from memory.table import EpsilonGreedy, EpsilonSettings, Step, Table, TableLearner
 from rules.tabular import greedy_value, td_error, td_update
 
 Pair = tuple[int, int]
@@ -111,10 +110,8 @@ class EmpiricalModel:
         self.predecessors = {s: {(p[0], p[1]): None for p in pairs} for s, pairs in state["predecessors"]}
 
 
-class DynaQ:
+class DynaQ(TableLearner):
     """Tabular Dyna-Q; see the module docstring for sources and deviations."""
-
-    memory_bytes = 0
 
     def __init__(self, settings: Settings, table: Table, generator: np.random.Generator) -> None:
         """Learns.
@@ -124,36 +121,26 @@ class DynaQ:
             table: Q.
             generator: picks the pairs to plan with.
         """
+        super().__init__(table, EpsilonGreedy(settings, table))
         self._settings = settings
-        self.table = table
         self.model = EmpiricalModel()
-        self.behaviour = EpsilonGreedy(settings, table)
         self._generator = generator
         self._queue: list[tuple[float, int, int]] = []  # (-priority, s, a): a heap
         self._priority: dict[Pair, float] = {}  # the valid entry of each pair in the queue
-        self._steps: list[Step] = []
 
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        for step in self._steps:
+    def learn(self, steps: list[Step]) -> None:
+        for step in steps:
             self.model.learn(step)
             if self._settings.sweeping == "prioritised":
                 self.table.visits[step.state, step.action] += 1
                 self._prioritise((step.state, step.action))
                 self._sweep()
             else:
-                discount = 0.0 if step.terminal else self._settings.gamma
                 next_value = float(greedy_value(self.table.q[step.next_state]))
+                discount = step.discount(self._settings.gamma)
                 self.table.update(step.state, step.action, step.reward, discount, next_value)
                 for i in self._generator.integers(len(self.model.pairs), size=self._settings.planning_steps):
                     self._plan(self.model.pairs[i])
-        self._steps = []
-        return self.table.metrics() | self.behaviour.metrics()
 
     def _sweep(self) -> None:
         """Plans with the pairs of highest priority, each time asking anew how wrong their predecessors have become."""
@@ -191,19 +178,8 @@ class DynaQ:
                 return s, a
         return None
 
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
-
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
+        return super().state_dict() | {
             "model": self.model.state_dict(),
             "queue": [list(entry) for entry in self._queue],
             "priority": [[s, a, priority] for (s, a), priority in self._priority.items()],
@@ -211,8 +187,7 @@ class DynaQ:
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         self.model.load_state_dict(state["model"])
         self._queue = [(entry[0], entry[1], entry[2]) for entry in state["queue"]]
         self._priority = {(s, a): priority for s, a, priority in state["priority"]}

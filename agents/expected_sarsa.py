@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
-from memory.table import EpsilonGreedy, EpsilonSettings, Step, Table, TablePolicy
+from contract import Task
+from memory.table import EpsilonGreedy, EpsilonSettings, Step, Table, TableLearner, value_table
 from rules.tabular import expected_value
 
 
@@ -34,47 +33,18 @@ def make_agent(settings: Settings, task: Task) -> ExpectedSarsa:
     Raises:
         ConfigError: if observations or actions are not discrete.
     """
-    return ExpectedSarsa(settings, Table(settings, task))
+    return ExpectedSarsa(settings, value_table(settings, task))
 
 
-class ExpectedSarsa:
+class ExpectedSarsa(TableLearner):
     """Tabular expected SARSA; see the module docstring for sources and deviations."""
 
-    memory_bytes = 0
-
     def __init__(self, settings: Settings, table: Table) -> None:
+        super().__init__(table, EpsilonGreedy(settings, table))
         self._gamma = settings.gamma
-        self.table = table
-        self.behaviour = EpsilonGreedy(settings, table)
-        self._steps: list[Step] = []
 
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        for step in self._steps:
-            discount = 0.0 if step.terminal else self._gamma
+    def learn(self, steps: list[Step]) -> None:
+        for step in steps:
             next_policy = self.behaviour(np.array([step.next_state]))[0]  # pi(a'|s')
-            next_value = float(expected_value(self.table.q[step.next_state], next_policy))
-            self.table.update(step.state, step.action, step.reward, discount, next_value)
-        self._steps = []
-        return self.table.metrics() | self.behaviour.metrics()
-
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
-
-    def state_dict(self) -> State:
-        return {"policy": self.policy_state_dict(), "table": self.table.state_dict()}
-
-    def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+            next_value = float(expected_value(self.table.values(step.next_state), next_policy))
+            self.table.update(step.state, step.action, step.reward, step.discount(self._gamma), next_value)

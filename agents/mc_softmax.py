@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
+from contract import Inspection, Metrics, Mode, State, Task
 from faults import check_choice, check_range
-from memory.table import Episodes, States, Step, Table, TablePolicy, TableSettings, restore
+from memory.table import Episodes, States, Step, Table, TableLearner, TablePolicy, TableSettings, restore
 from rules.exploration import monte_carlo_improvement
 from rules.tabular import Floats, expected_value, returns_of
 
@@ -60,23 +60,30 @@ def make_agent(settings: Settings, task: Task) -> MCSoftmax:
     return MCSoftmax(settings, Table(settings, task))
 
 
-class MCSoftmax:
+class Explicit:
+    """A policy that is a live table of its own, (S, A) probabilities."""
+
+    def __init__(self, pi: Floats) -> None:
+        self._pi = pi
+
+    def __call__(self, states: States) -> Floats:
+        """(N,) states -> (N, A) action probabilities."""
+        return np.asarray(self._pi[states])
+
+    def metrics(self) -> Metrics:
+        return {}
+
+
+class MCSoftmax(TableLearner):
     """Tabular Monte Carlo with softmax improvement; see the module docstring for sources and deviations."""
 
-    memory_bytes = 0
-
     def __init__(self, settings: Settings, table: Table) -> None:
-        self._settings = settings
-        self.table = table
         self.pi = np.full(table.q.shape, 1 / table.num_actions)
+        super().__init__(table, Explicit(self.pi))
+        self._settings = settings
         self._visited: set[int] = set()  # states seen since the last improvement
         self._waiting_episodes = 0
         self._episodes = Episodes()
-        self._steps: list[Step] = []
-
-    def behaviour(self, states: States) -> Floats:
-        """(N,) states -> (N, A) action probabilities."""
-        return np.asarray(self.pi[states])
 
     def preferences(self, states: States) -> Floats:
         """(N,) states -> (N, A): log pi, whose softmax at temperature 1 is pi itself."""
@@ -85,19 +92,14 @@ class MCSoftmax:
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
         return TablePolicy(self.table.index, self.preferences, self.behaviour, mode, generator)
 
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        for episode in self._episodes.finish(self._steps):
+    def learn(self, steps: list[Step]) -> None:
+        for episode in self._episodes.finish(steps):
             if not episode[-1].terminal and self._settings.truncated_episodes == "drop":
                 continue
             self._estimate(episode)
             self._waiting_episodes += 1
             if self._waiting_episodes >= self._settings.episodes_per_improvement:
                 self._improve()
-        self._steps = []
-        return self.table.metrics()
 
     def _estimate(self, episode: list[Step]) -> None:
         """First-visit Monte Carlo."""
@@ -126,24 +128,21 @@ class MCSoftmax:
         return self.table.inspect(policy=self.pi.copy())
 
     def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict() | {"pi": self.pi.copy()}
+        return super().policy_state_dict() | {"pi": self.pi.copy()}
 
     def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
+        super().load_policy_state_dict(state)
         restore(self.pi, state["pi"])
 
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
+        return super().state_dict() | {
             "visited": sorted(self._visited),
             "waiting_episodes": self._waiting_episodes,
             "episodes": self._episodes.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         self._visited = set(state["visited"])
         self._waiting_episodes = state["waiting_episodes"]
         self._episodes.load_state_dict(state["episodes"])

@@ -19,11 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
+from contract import State, Task
 from faults import check_choice
-from memory.table import Episodes, EpsilonGreedy, EpsilonSettings, Step, Table, TablePolicy, restore
+from memory.table import Episodes, EpsilonGreedy, EpsilonSettings, Step, Table, TableLearner, restore
 from rules.tabular import epsilon_greedy, expected_value, greedy_value, returns_of, td_error, td_update
 
 
@@ -56,34 +55,22 @@ def make_agent(settings: Settings, task: Task) -> MonteCarlo:
     return MonteCarlo(settings, Table(settings, task))
 
 
-class MonteCarlo:
+class MonteCarlo(TableLearner):
     """Tabular Monte Carlo control; see the module docstring for sources and deviations."""
 
-    memory_bytes = 0
-
     def __init__(self, settings: Settings, table: Table) -> None:
+        super().__init__(table, EpsilonGreedy(settings, table))
         self._settings = settings
-        self.table = table
-        self.behaviour = EpsilonGreedy(settings, table)
         self.weight_sum = np.zeros(table.q.shape)  # C(s, a): the importance weights so far
         self._episodes = Episodes()
-        self._steps: list[Step] = []
 
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        for episode in self._episodes.finish(self._steps):
+    def learn(self, steps: list[Step]) -> None:
+        for episode in self._episodes.finish(steps):
             if not episode[-1].terminal and self._settings.truncated_episodes == "drop":
                 continue
             returns = returns_of([step.reward for step in episode], self._settings.gamma, self._last_value(episode[-1]))
             learn = self._learn_off_policy if self._settings.off_policy else self._learn_on_policy
             learn(episode, returns)
-        self._steps = []
-        return self.table.metrics() | self.behaviour.metrics()
 
     def _last_value(self, last: Step) -> float:
         """Value of the state behind the episode's last step, 0 after a terminal."""
@@ -115,25 +102,10 @@ class MonteCarlo:
                 break
             weight *= target / step.probability
 
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
-
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
-            "weight_sum": self.weight_sum.copy(),
-            "episodes": self._episodes.state_dict(),
-        }
+        return super().state_dict() | {"weight_sum": self.weight_sum.copy(), "episodes": self._episodes.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         restore(self.weight_sum, state["weight_sum"])
         self._episodes.load_state_dict(state["episodes"])

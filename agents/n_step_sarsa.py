@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
+from contract import State, Task
 from faults import check_range
-from memory.table import EpsilonGreedy, EpsilonSettings, Step, Successors, Table, TablePolicy
-from rules.tabular import draw_action, returns_of
+from memory.table import EpsilonGreedy, EpsilonSettings, Step, Successors, Table, TableLearner, value_table
+from rules.tabular import returns_of
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ def make_agent(settings: Settings, task: Task) -> NStepSarsa:
     Raises:
         ConfigError: if observations or actions are not discrete.
     """
-    return NStepSarsa(settings, Table(settings, task), task.spec.num_envs, task.streams.numpy("n_step_sarsa"))
+    return NStepSarsa(settings, value_table(settings, task), task.spec.num_envs, task.streams.numpy("n_step_sarsa"))
 
 
-class NStepSarsa:
+class NStepSarsa(TableLearner):
     """Tabular n-step SARSA; see the module docstring for sources and deviations."""
 
     memory_bytes = 0
@@ -59,64 +58,31 @@ class NStepSarsa:
             num_envs: N.
             generator: draws the action behind a time limit.
         """
+        super().__init__(table, EpsilonGreedy(settings, table))
         self._settings = settings
-        self.table = table
-        self.behaviour = EpsilonGreedy(settings, table)
-        self._generator = generator
-        self._successors = Successors()
+        self._successors = Successors(self.behaviour, generator)
         self._waiting: list[list[Step]] = [[] for _ in range(num_envs)]  # the last n steps of each environment
-        self._steps: list[Step] = []
 
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        for step, next_action in self._successors.pair(self._steps):
+    def learn(self, steps: list[Step]) -> None:
+        for step, next_action in self._successors.pair(steps):
             waiting = self._waiting[step.env]
             waiting.append(step)
             if len(waiting) < self._settings.n_step and not step.episode_end:
                 continue
-            returns = returns_of([w.reward for w in waiting], self._settings.gamma, self._last_value(step, next_action))
+            last_value = 0.0 if step.terminal else float(self.table.values(step.next_state)[next_action])
+            returns = returns_of([w.reward for w in waiting], self._settings.gamma, last_value)
             ready = len(waiting) if step.episode_end else 1
             for w, g in zip(waiting[:ready], returns[:ready], strict=True):
                 self.table.update(w.state, w.action, g, 0.0, 0.0)  # the bootstrap is part of G
             del waiting[:ready]
-        self._steps = []
-        return self.table.metrics() | self.behaviour.metrics()
-
-    def _last_value(self, step: Step, next_action: int | None) -> float:
-        """Q(s_{t+n}, a_{t+n}), 0 after a terminal."""
-        if step.terminal:
-            return 0.0
-        if next_action is None:
-            next_policy = self.behaviour(np.array([step.next_state]))
-            next_action = int(draw_action(next_policy, self._generator.random(1))[0])
-        return float(self.table.q[step.next_state, next_action])
-
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
 
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
+        return super().state_dict() | {
             "successors": self._successors.state_dict(),
             "waiting": [[list(step) for step in steps] for steps in self._waiting],
-            "generator": self._generator.bit_generator.state,
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         self._successors.load_state_dict(state["successors"])
         self._waiting = [[Step(*row) for row in rows] for rows in state["waiting"]]
-        self._generator.bit_generator.state = state["generator"]

@@ -19,12 +19,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
-from faults import check_choice, check_range
-from memory.table import EpsilonGreedy, EpsilonSettings, Step, Successors, Table, TablePolicy, restore
-from rules.tabular import TRACES, draw_action, td_error, visited_trace
+from contract import State, Task
+from faults import ConfigError, check_choice, check_range
+from memory.table import (
+    EpsilonGreedy,
+    EpsilonSettings,
+    Step,
+    Successors,
+    Table,
+    TableLearner,
+    TileTable,
+    restore,
+    value_table,
+)
+from rules.tabular import TRACES, td_error, visited_trace
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,15 @@ def make_agent(settings: Settings, task: Task) -> SarsaLambda:
     """Builds a SARSA(lambda) agent for `task`.
 
     Raises:
-        ConfigError: if observations or actions are not discrete.
+        ConfigError: if observations or actions are not discrete, or tiles are to have dutch traces.
     """
-    return SarsaLambda(settings, Table(settings, task), task.spec.num_envs, task.streams.numpy("sarsa_lambda"))
+    table = value_table(settings, task)
+    if settings.trace == "dutch" and isinstance(table, TileTable):
+        raise ConfigError("agent.trace=dutch is for tables; with env.discretize=tiles use replacing or accumulating")
+    return SarsaLambda(settings, table, task.spec.num_envs, task.streams.numpy("sarsa_lambda"))
 
 
-class SarsaLambda:
+class SarsaLambda(TableLearner):
     """Tabular SARSA(lambda); see the module docstring for sources and deviations."""
 
     def __init__(self, settings: Settings, table: Table, num_envs: int, generator: np.random.Generator) -> None:
@@ -66,69 +78,32 @@ class SarsaLambda:
             num_envs: N.
             generator: draws the action behind a time limit.
         """
+        super().__init__(table, EpsilonGreedy(settings, table))
         self._settings = settings
-        self.table = table
-        self.behaviour = EpsilonGreedy(settings, table)
+        self._successors = Successors(self.behaviour, generator)
         self.traces = np.zeros((num_envs, *table.q.shape))  # (N, S, A)
-        self._generator = generator
-        self._successors = Successors()
-        self._steps: list[Step] = []
+        self.memory_bytes = self.traces.nbytes
 
-    @property
-    def memory_bytes(self) -> int:
-        return self.traces.nbytes
-
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
-        s = self._settings
-        q = self.table.q
-        for step, next_action in self._successors.pair(self._steps):
-            discount = 0.0 if step.terminal else s.gamma
-            if next_action is None:
-                next_policy = self.behaviour(np.array([step.next_state]))
-                next_action = int(draw_action(next_policy, self._generator.random(1))[0])
-            best_value = float(q[step.next_state].max())
-            chosen_value = float(q[step.next_state, next_action])
-            next_value = best_value if s.off_policy else chosen_value
-            error = td_error(float(q[step.state, step.action]), step.reward, discount, next_value)
-            alpha = self.table.step_size(step.state, step.action)
+    def learn(self, steps: list[Step]) -> None:
+        s, table = self._settings, self.table
+        for step, next_action in self._successors.pair(steps):
+            next_q = table.values(step.next_state)  # (A,)
+            next_value = float(next_q.max() if s.off_policy else next_q[next_action])
+            q_sa = float(table.values(step.state)[step.action])
+            error = td_error(q_sa, step.reward, step.discount(s.gamma), next_value)
+            alpha = table.step_size(step.state, step.action)
             e = self.traces[step.env]  # (S, A)
-            e[step.state, step.action] = visited_trace(float(e[step.state, step.action]), s.trace, alpha)
-            for state, action in zip(*np.nonzero(e), strict=True):
-                alpha = self.table.step_size_at(int(self.table.visits[state, action]))
-                q[state, action] += alpha * error * e[state, action]
-            self.table.note(error)
-            explores = s.off_policy and chosen_value < best_value
+            e[step.state, step.action] = visited_trace(e[step.state, step.action], s.trace, alpha)
+            active = np.nonzero(e)
+            table.q[active] += table.step_sizes(table.visits[active]) * error * e[active]
+            table.note(error)
+            explores = s.off_policy and next_q[next_action] < next_q.max()
             e *= 0.0 if step.episode_end or explores else s.gamma * s.trace_decay
-        self._steps = []
-        return self.table.metrics() | self.behaviour.metrics()
-
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
 
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
-            "traces": self.traces.copy(),
-            "successors": self._successors.state_dict(),
-            "generator": self._generator.bit_generator.state,
-        }
+        return super().state_dict() | {"traces": self.traces.copy(), "successors": self._successors.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         restore(self.traces, state["traces"])
         self._successors.load_state_dict(state["successors"])
-        self._generator.bit_generator.state = state["generator"]

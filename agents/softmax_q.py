@@ -24,13 +24,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from contract import Acted, Inspection, Metrics, Mode, State, Task, Transition
+from contract import Metrics, State, Task
 from faults import check_choice, check_range
-from memory.table import States, Step, Successors, Table, TablePolicy, TableSettings
+from memory.table import States, Step, Successors, Table, TableLearner, TableSettings, value_table
 from rules.schedules import linear_schedule
-from rules.tabular import Floats, boltzmann_value, draw_action, log_sum_exp_value, softmax
+from rules.tabular import Floats, boltzmann_value, log_sum_exp_value, softmax
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,32 @@ def make_agent(settings: Settings, task: Task) -> SoftmaxQ:
     Raises:
         ConfigError: if observations or actions are not discrete.
     """
-    return SoftmaxQ(settings, Table(settings, task), task.streams.numpy("softmax_q"))
+    return SoftmaxQ(settings, value_table(settings, task), task.streams.numpy("softmax_q"))
 
 
-class SoftmaxQ:
+class Softmax:
+    """The policy that explores: softmax over the table's values, with tau scheduled."""
+
+    def __init__(self, settings: Settings, table: Table) -> None:
+        self._settings, self._table = settings, table
+
+    @property
+    def temperature(self) -> float:
+        """tau at this step of training."""
+        s = self._settings
+        return linear_schedule(
+            self._table.env_steps, s.temperature_start, s.temperature_end, s.temperature_decay_env_steps
+        )
+
+    def __call__(self, states: States) -> Floats:
+        """(N,) states -> (N, A) action probabilities."""
+        return softmax(self._table.values(states), self.temperature)
+
+    def metrics(self) -> Metrics:
+        return {"rollout/temperature": self.temperature}
+
+
+class SoftmaxQ(TableLearner):
     """Tabular softmax-over-Q agent; see the module docstring for sources and deviations."""
 
     memory_bytes = 0
@@ -76,71 +97,27 @@ class SoftmaxQ:
             table: Q.
             generator: draws the action behind a time limit.
         """
+        self._softmax = Softmax(settings, table)
+        super().__init__(table, self._softmax)
         self._settings = settings
-        self.table = table
-        self._generator = generator
-        self._successors = Successors()
-        self._steps: list[Step] = []
+        self._successors = Successors(self.behaviour, generator)
 
-    @property
-    def temperature(self) -> float:
-        """tau at this step of training."""
-        s = self._settings
-        return linear_schedule(
-            self.table.env_steps, s.temperature_start, s.temperature_end, s.temperature_decay_env_steps
-        )
-
-    def behaviour(self, states: States) -> Floats:
-        """(N,) states -> (N, A) action probabilities."""
-        return softmax(self.table.q[states], self.temperature)
-
-    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
-        return TablePolicy(self.table.index, lambda states: self.table.q[states], self.behaviour, mode, generator)
-
-    def observe(self, transition: Transition, acted: Acted) -> None:
-        self._steps = self.table.rows(transition, acted)
-
-    def update(self) -> Metrics:
+    def learn(self, steps: list[Step]) -> None:
         if self._settings.backup == "sarsa":
-            for step, next_action in self._successors.pair(self._steps):
-                self._learn(step, self._sampled_value(step, next_action))
+            for step, next_action in self._successors.pair(steps):
+                self._move(step, float(self.table.values(step.next_state)[next_action]))  # Q(s', a')
         else:
             backup = log_sum_exp_value if self._settings.backup == "soft" else boltzmann_value
-            for step in self._steps:
-                self._learn(step, float(backup(self.table.q[step.next_state], self.temperature)))
-        self._steps = []
-        return self.table.metrics() | {"rollout/temperature": self.temperature}
+            for step in steps:
+                self._move(step, float(backup(self.table.values(step.next_state), self._softmax.temperature)))
 
-    def _learn(self, step: Step, next_value: float) -> None:
-        discount = 0.0 if step.terminal else self._settings.gamma
+    def _move(self, step: Step, next_value: float) -> None:
+        discount = step.discount(self._settings.gamma)
         self.table.update(step.state, step.action, step.reward, discount, next_value)
 
-    def _sampled_value(self, step: Step, next_action: int | None) -> float:
-        """Q(s', a')."""
-        if next_action is None:
-            next_policy = self.behaviour(np.array([step.next_state]))
-            next_action = int(draw_action(next_policy, self._generator.random(1))[0])
-        return float(self.table.q[step.next_state, next_action])
-
-    def inspect(self) -> Inspection:
-        return self.table.inspect()
-
-    def policy_state_dict(self) -> State:
-        return self.table.policy_state_dict()
-
-    def load_policy_state_dict(self, state: State) -> None:
-        self.table.load_policy_state_dict(state)
-
     def state_dict(self) -> State:
-        return {
-            "policy": self.policy_state_dict(),
-            "table": self.table.state_dict(),
-            "successors": self._successors.state_dict(),
-            "generator": self._generator.bit_generator.state,
-        }
+        return super().state_dict() | {"successors": self._successors.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        super().load_state_dict(state)
         self._successors.load_state_dict(state["successors"])
-        self._generator.bit_generator.state = state["generator"]

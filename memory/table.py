@@ -1,14 +1,16 @@
 """What tabular agents are put together from: a table with its schedules, a policy that acts on it, delayed steps.
 
 Tables are NumPy float64, one row per state and one column per action, whatever the number of environments: all of them
-read and write the same table, one after the other in the order of their index.
+read and write the same table, one after the other in the order of their index. With tile coding the rows are tiles, a
+state is the list of its active rows, and its action values are their sum.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +19,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contract import Acted, Inspection, Metrics, Mode, Obs, State, Task, Transition
+from contract import Acted, Inspection, Metrics, Mode, Obs, State, Task, Tilings, Transition
 from faults import CheckpointError, ConfigError, NonFiniteError, check_choice, check_range
 from rules.planning import evaluate_policy, reachable, value_iteration
 from rules.schedules import linear_schedule
@@ -38,6 +40,7 @@ MAX_SOLVED_STATES = 5_000
 """Models up to this size are solved exactly to say how far the agent is from the optimum."""
 
 States = NDArray[np.int64]
+"""(N,) states; with K tilings (N, K) active rows."""
 Distribution = Callable[[States], Floats]
 """(N,) states -> (N, A) numbers: action values, or action probabilities."""
 
@@ -93,14 +96,19 @@ class Step(NamedTuple):
     """One row of a transition, as plain numbers."""
 
     env: int
-    state: int
+    state: Any
+    """The row of the state; with tile coding the list of its active rows."""
     action: int
     reward: float
-    next_state: int
+    next_state: Any
     terminal: bool
     episode_end: bool
     probability: float = 1.0
     """Of the action, when it was taken."""
+
+    def discount(self, gamma: float) -> float:
+        """gamma, or 0 behind a terminal."""
+        return 0.0 if self.terminal else gamma
 
 
 class StateIndex:
@@ -116,6 +124,11 @@ class StateIndex:
         Raises:
             ConfigError: if the space is not discrete.
         """
+        if isinstance(space, Tilings):
+            raise ConfigError(
+                f"this agent has one entry per state and cannot sum over the tiles of {env_id}; use "
+                "env.discretize=bins, or agent=q_learning or sarsa_lambda"
+            )
         if isinstance(space, Discrete):
             sizes = np.array([int(space.n)])
         elif isinstance(space, MultiDiscrete):
@@ -123,7 +136,7 @@ class StateIndex:
         else:
             raise ConfigError(
                 f"tabular agents need discrete observations; {env_id} has {type(space).__name__} observations "
-                "(env.discretize=bins makes numbers discrete; agent=dqn reads them as they are)"
+                "(env.discretize=bins or tiles makes numbers discrete; agent=dqn reads them as they are)"
             )
         self.num_states = int(np.prod(sizes, dtype=object))
         self._place = np.array([int(np.prod(sizes[i + 1 :], dtype=object)) for i in range(len(sizes))])
@@ -134,11 +147,29 @@ class StateIndex:
         return parts if parts.ndim == 1 else np.asarray(parts @ self._place)
 
 
+class TileIndex:
+    """Numbers the tiles of all tilings: (N, K) tensor of active tiles -> (N, K) rows."""
+
+    def __init__(self, space: Tilings) -> None:
+        sizes = space.nvec.astype(np.int64)
+        self.num_states = int(sizes.sum())
+        self._first = np.cumsum(sizes) - sizes
+
+    def __call__(self, obs: Obs) -> States:
+        assert isinstance(obs, Tensor)
+        return np.asarray(obs.detach().cpu().numpy() + self._first)
+
+
 class Table:
     """Action values Q(s, a) and visit counts N(s, a), with the step size that moves them."""
 
-    def __init__(self, settings: TableSettings, task: Task) -> None:
+    def __init__(self, settings: TableSettings, task: Task, index: StateIndex | TileIndex | None = None) -> None:
         """Builds the table.
+
+        Args:
+            settings: initial values and schedules.
+            task: says how many states and actions there are.
+            index: numbers the observations; by default each has a row of its own.
 
         Raises:
             ConfigError: if observations or actions are not discrete, or the table would be too large.
@@ -149,7 +180,7 @@ class Table:
                 f"agent={settings.algorithm} chooses among discrete actions; {task.spec.env_id} has "
                 f"{type(space).__name__} actions"
             )
-        self.index = StateIndex(task.spec.observation_space, task.spec.env_id)
+        self.index = index or StateIndex(task.spec.observation_space, task.spec.env_id)
         self.num_actions = int(space.n)
         if self.index.num_states * self.num_actions > MAX_ENTRIES:
             raise ConfigError(
@@ -176,7 +207,23 @@ class Table:
         self.env_steps += len(steps)
         return steps
 
-    def step_size(self, state: int, action: int) -> float:
+    def values(self, states: Any) -> Floats:
+        """Action values: (A,) of one state, (N, A) of N states."""
+        return np.asarray(self.q[states])
+
+    def state_visits(self, states: States) -> Floats:
+        """(N,) states -> (N,): how often each has been learned from."""
+        return np.asarray(self.visits[states].sum(axis=-1))
+
+    def update(self, state: Any, action: int, reward: float, discount: float, next_value: float) -> float:
+        """Q(s, a) <- Q(s, a) + alpha * (reward + discount * next_value - Q(s, a)); returns the TD error."""
+        q_sa = float(self.q[state, action])
+        self.q[state, action] = td_update(q_sa, reward, discount, next_value, self.step_size(state, action))
+        error = td_error(q_sa, reward, discount, next_value)
+        self.note(error)
+        return error
+
+    def step_size(self, state: Any, action: int) -> Any:
         """alpha for the next update of an entry; counts the visit."""
         self.visits[state, action] += 1
         return self.step_size_at(int(self.visits[state, action]))
@@ -190,13 +237,11 @@ class Table:
             return linear_step_size(self.env_steps / self._total_env_steps, s.step_size, s.step_size_end)
         return s.step_size
 
-    def update(self, state: int, action: int, reward: float, discount: float, next_value: float) -> float:
-        """Q(s, a) <- Q(s, a) + alpha * (reward + discount * next_value - Q(s, a)); returns the TD error."""
-        q_sa = float(self.q[state, action])
-        self.q[state, action] = td_update(q_sa, reward, discount, next_value, self.step_size(state, action))
-        error = td_error(q_sa, reward, discount, next_value)
-        self.note(error)
-        return error
+    def step_sizes(self, visits: NDArray[np.int64]) -> Floats:
+        """`step_size_at` for many entries."""
+        if self._settings.step_size_schedule == "visits":
+            return np.array([self.step_size_at(n) for n in visits.tolist()])
+        return np.full(visits.shape, self.step_size_at(0))
 
     def note(self, error: float) -> None:
         """Counts one update, for the metrics."""
@@ -246,6 +291,53 @@ class Table:
         restore(self.visits, state["visits"])
         self.env_steps, self._updates = state["env_steps"], state["updates"]
         self._new_errors = list(state["new_errors"])
+
+
+class TileTable(Table):
+    """A linear function of active tiles: Q(s, a) is the sum of K weights, and an update spreads over them.
+
+    Equation:
+        Q(s, a) = sum over k of w[row_k(s), a],   w[row_k(s), a] += alpha / K * (target - Q(s, a))
+
+    With one tiling this is a table of bins, to the last bit.
+
+    Source:
+        Sutton and Barto 2018, sections 9.5.4 and 10.1.
+    """
+
+    def __init__(self, settings: TableSettings, task: Task, space: Tilings) -> None:
+        super().__init__(settings, task, TileIndex(space))
+        self._num_tilings = len(space.nvec)
+        self.q /= self._num_tilings
+
+    def values(self, states: Any) -> Floats:
+        return np.asarray(self.q[states].sum(axis=-2))
+
+    def state_visits(self, states: States) -> Floats:
+        return np.asarray(self.visits[states].sum(axis=-1).mean(axis=-1))
+
+    def update(self, state: Any, action: int, reward: float, discount: float, next_value: float) -> float:
+        error = td_error(float(self.q[state, action].sum()), reward, discount, next_value)
+        self.q[state, action] += self.step_size(state, action) * error
+        self.note(error)
+        return error
+
+    def step_size(self, state: Any, action: int) -> Any:
+        self.visits[state, action] += 1
+        return self.step_sizes(self.visits[state, action])
+
+    def step_size_at(self, visits: int) -> float:
+        return super().step_size_at(visits) / self._num_tilings
+
+
+def value_table(settings: TableSettings, task: Task) -> Table:
+    """The table of an agent that learns sums over tiles as well as single entries.
+
+    Raises:
+        ConfigError: if observations or actions are not discrete, or the table would be too large.
+    """
+    space = task.spec.observation_space
+    return TileTable(settings, task, space) if isinstance(space, Tilings) else Table(settings, task)
 
 
 class Yardstick:
@@ -299,13 +391,13 @@ class EpsilonGreedy:
             q: action values to be greedy in, by default the table's.
         """
         self._settings, self._table = settings, table
-        self._q = q or (lambda states: table.q[states])
+        self._q = q or table.values
 
     def epsilon(self, states: States) -> Floats:
         """(N,) probabilities of a random action at this step of training."""
         s = self._settings
         if s.epsilon_schedule == "visits":
-            visits = np.maximum(self._table.visits[states].sum(axis=1), 1)
+            visits = np.maximum(self._table.state_visits(states), 1)
             return np.asarray(np.maximum(s.epsilon_start / visits, s.epsilon_end))
         return np.full(len(states), self._linear())
 
@@ -327,7 +419,7 @@ class TablePolicy:
     random."""
 
     def __init__(
-        self, index: StateIndex, q: Distribution, own: Distribution, mode: Mode, generator: torch.Generator
+        self, index: StateIndex | TileIndex, q: Distribution, own: Distribution, mode: Mode, generator: torch.Generator
     ) -> None:
         """Acts.
 
@@ -364,6 +456,59 @@ class TablePolicy:
 
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
+
+
+class Behaviour(Protocol):
+    """The policy that an agent trains with."""
+
+    def __call__(self, states: States) -> Floats:
+        """(N,) states -> (N, A) action probabilities."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """How it explores at present."""
+        ...
+
+
+class TableLearner(ABC):
+    """An agent that learns one table: acting, observing, showing and saving. How it learns is left to `learn`."""
+
+    memory_bytes = 0
+
+    def __init__(self, table: Table, behaviour: Behaviour) -> None:
+        self.table, self.behaviour = table, behaviour
+        self._steps: list[Step] = []
+
+    @abstractmethod
+    def learn(self, steps: list[Step]) -> None:
+        """Learns from the latest step of each environment, in their order."""
+
+    def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
+        return TablePolicy(self.table.index, self.table.values, self.behaviour, mode, generator)
+
+    def observe(self, transition: Transition, acted: Acted) -> None:
+        self._steps = self.table.rows(transition, acted)
+
+    def update(self) -> Metrics:
+        steps, self._steps = self._steps, []
+        self.learn(steps)
+        return self.table.metrics() | self.behaviour.metrics()
+
+    def inspect(self) -> Inspection:
+        return self.table.inspect()
+
+    def policy_state_dict(self) -> State:
+        return self.table.policy_state_dict()
+
+    def load_policy_state_dict(self, state: State) -> None:
+        self.table.load_policy_state_dict(state)
+
+    def state_dict(self) -> State:
+        return {"policy": self.policy_state_dict(), "table": self.table.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.load_policy_state_dict(state["policy"])
+        self.table.load_state_dict(state["table"])
 
 
 class PlannedTable:
@@ -423,27 +568,42 @@ def known_model(task: Task, algorithm: str) -> Any:
 class Successors:
     """Holds each environment's latest step back until the action that follows it is known.
 
-    A step that ends an episode has no following action: it passes at once, with None.
+    A step that ends an episode has no following action: it passes at once, with an action drawn for the state behind
+    it. Behind a time limit that is the action that would have been taken; behind a terminal nobody reads it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, behaviour: Distribution, generator: np.random.Generator) -> None:
+        """Holds back.
+
+        Args:
+            behaviour: (N,) states -> (N, A) probabilities of the next action.
+            generator: draws the action behind an episode's end.
+        """
+        self._behaviour, self._generator = behaviour, generator
         self._held: dict[int, Step] = {}
 
-    def pair(self, steps: list[Step]) -> Iterator[tuple[Step, int | None]]:
+    def pair(self, steps: list[Step]) -> Iterator[tuple[Step, int]]:
         """Yields (step, next action) for what has become complete."""
         for step in steps:
             if step.env in self._held:
                 yield self._held.pop(step.env), step.action
             if step.episode_end:
-                yield step, None
+                yield step, self._draw(step.next_state)
             else:
                 self._held[step.env] = step
 
+    def _draw(self, state: Any) -> int:
+        return int(draw_action(self._behaviour(np.array([state])), self._generator.random(1))[0])
+
     def state_dict(self) -> State:
-        return {"held": [list(step) for step in self._held.values()]}
+        return {
+            "held": [list(step) for step in self._held.values()],
+            "generator": self._generator.bit_generator.state,
+        }
 
     def load_state_dict(self, state: State) -> None:
         self._held = {row[0]: Step(*row) for row in state["held"]}
+        self._generator.bit_generator.state = state["generator"]
 
 
 class Episodes:

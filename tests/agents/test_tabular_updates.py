@@ -202,7 +202,7 @@ def test_softmax_q_acts_by_softmax_and_cools() -> None:
     agent.table.q[0] = [0.0, 2.0]
     assert agent.behaviour(np.array([0]))[0, 1] == pytest.approx(np.e / (1 + np.e))
     feed(agent, (2, 0, 0.0, 2), (2, 0, 0.0, 2))
-    assert agent.temperature == 1.5
+    assert agent.behaviour.temperature == 1.5
 
 
 def test_mc_softmax_estimates_then_improves_the_states_it_visited() -> None:
