@@ -51,8 +51,8 @@ def to_device(obs: Obs, device: torch.device) -> Any:
 
 
 class Tilings(MultiDiscrete):
-    """Observations as tiles: entry k is the one active tile of tiling k. Values are sums of one weight per tiling, while
-    the digits of an ordinary MultiDiscrete number one state."""
+    """Observations as tiles: entry k is the one active tile of tiling k. Values are sums of one weight per tiling; the
+    digits of an ordinary MultiDiscrete number one state."""
 
 
 class Transition(NamedTuple):
