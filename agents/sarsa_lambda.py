@@ -88,6 +88,7 @@ class SarsaLambda(TableLearner):
         s, table = self._settings, self.table
         for step, next_action in self._successors.pair(steps):
             next_q = table.values(step.next_state)  # (A,)
+            explores = s.off_policy and next_q[next_action] < next_q.max()
             next_value = float(next_q.max() if s.off_policy else next_q[next_action])
             q_sa = float(table.values(step.state)[step.action])
             error = td_error(q_sa, step.reward, step.discount(s.gamma), next_value)
@@ -97,7 +98,6 @@ class SarsaLambda(TableLearner):
             active = np.nonzero(e)
             table.q[active] += table.step_sizes(table.visits[active]) * error * e[active]
             table.note(error)
-            explores = s.off_policy and next_q[next_action] < next_q.max()
             e *= 0.0 if step.episode_end or explores else s.gamma * s.trace_decay
 
     def state_dict(self) -> State:

@@ -1,8 +1,9 @@
-"""Numbers as bins, so that tables can learn environments with continuous observations."""
+"""Numbers as bins or as tiles, so that tables can learn environments with continuous observations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from gymnasium.spaces import Box, MultiDiscrete
 from torch import Tensor
 
+from contract import Tilings
 from faults import ConfigError
 
 
@@ -23,7 +25,7 @@ class Bins:
 
     def __init__(
         self,
-        space: gym.Space[object],
+        space: gym.Space[Any],
         env_id: str,
         counts: Sequence[int],
         low: Sequence[float] | None = None,
@@ -60,8 +62,62 @@ class Bins:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """(N, D) numbers -> (N, D) int64 bins."""
+        return torch.minimum(self._in_bins(obs).floor().long(), self._counts - 1)
+
+    def _in_bins(self, obs: Tensor) -> Tensor:
+        """(N, D) numbers, measured in bins: 0 to count."""
         share = (obs.double() - self._low) / (self._high - self._low)
-        return torch.minimum((share * self._counts).floor().long().clamp(min=0), self._counts - 1)
+        return (share * self._counts).clamp(torch.zeros(()), self._counts)
+
+
+class Tiles(Bins):
+    """Several grids of bins, each shifted by a fraction of a bin: nearby observations share most of their tiles.
+
+    Equation:
+        shift of tiling k in number d = (k * (2 d + 1) / K) mod 1 bins,  k and d from 0
+        tile of tiling k = the digits floor(bins_d + shift), read as one number
+
+    Shifts by the first odd integers keep the tiles from lining up along a diagonal. They are all different where K is a
+    power of two; the book recommends one of at least 4 D.
+
+    Source:
+        Sutton and Barto 2018, section 9.5.4 (Miller and Glanz 1996 for the shifts).
+    """
+
+    def __init__(
+        self,
+        space: gym.Space[Any],
+        env_id: str,
+        counts: Sequence[int],
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
+        tilings: int = 8,
+    ) -> None:
+        """Reads the bounds and places the tilings.
+
+        Args:
+            space: a Box of D numbers.
+            env_id: for the error line.
+            counts: tiles of each number, or one entry for all of them. A shifted tiling has one more.
+            low: lower bound of each number, None: the space's own.
+            high: upper bound of each number, None: the space's own.
+            tilings: K.
+
+        Raises:
+            ConfigError: as `Bins`.
+        """
+        super().__init__(space, env_id, counts, low, high)
+        odd = 2 * torch.arange(len(self._counts)) + 1
+        self._shift = (torch.arange(tilings)[:, None] * odd % tilings).double() / tilings  # (K, D)
+        tiles = self._counts + (1 if tilings > 1 else 0)  # (D,): of each tiling
+        self._last = self._counts - 1 + (self._shift > 0)  # (K, D)
+        self._place = torch.cat([tiles.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
+        self.space = Tilings([int(tiles.prod())] * tilings)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """(N, D) numbers -> (N, K) int64: the active tile of each tiling."""
+        digits = (self._in_bins(obs)[:, None, :] + self._shift).floor().long()
+        return (torch.minimum(digits, self._last) * self._place).sum(-1)
 
 
 def _bounds(values: np.ndarray) -> str:

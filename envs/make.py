@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from contract import EnvSpec, Streams, VecEnv
 from envs.atari import make_atari
-from envs.discretize import Bins
+from envs.discretize import Bins, Tiles
 from envs.driving.config import DrivingConfig
 from envs.host import HostVecEnv, agent_view
 from envs.settings import (
@@ -69,17 +69,22 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
             timeout_s=settings.timeout_s,
         )
     vector_env, spec = _make_gymnasium(settings, num_envs)
-    bins = None
+    grid: Bins | None = None
     if settings.discretize is not None:
-        bins = Bins(spec.observation_space, settings.id, settings.bins, settings.low, settings.high)
-        cut = {"bins": settings.bins, "low": settings.low, "high": settings.high}
-        spec = replace(spec, observation_space=bins.space, protocol={**spec.protocol, **cut})
+        space = spec.observation_space
+        cut: dict[str, Any] = {"bins": settings.bins, "low": settings.low, "high": settings.high}
+        if settings.discretize == "tiles":
+            cut["tilings"] = settings.tilings
+            grid = Tiles(space, settings.id, settings.bins, settings.low, settings.high, settings.tilings)
+        else:
+            grid = Bins(space, settings.id, settings.bins, settings.low, settings.high)
+        spec = replace(spec, observation_space=grid.space, protocol={**spec.protocol, **cut})
     return HostVecEnv(
         vector_env,
         spec,
         episode_seed,
         resets_by_mask=True,
-        discretize=bins,
+        discretize=grid,
         success_return=settings.success_return,
         timeout_s=settings.timeout_s,
     )

@@ -36,9 +36,12 @@ class GymnasiumSettings:
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
     discretize: str | None = None
-    """bins: cut numbers into bins (envs/discretize.py), so that tables can learn; null: leave them as they are."""
+    """So that tables can learn (envs/discretize.py). bins: cut numbers into bins; tiles: into several shifted grids of
+    bins, whose values add up (tile coding); null: leave them as they are."""
     bins: list[int] = field(default_factory=lambda: [8])
-    """Bins of each number, or one entry for all."""
+    """Bins, or tiles, of each number, or one entry for all."""
+    tilings: int = 8
+    """Grids of tiles: a power of two, at least four times the numbers of an observation, serves best."""
     low: list[float] | None = None
     """Where the bins begin, for each number; null: the environment's own bounds."""
     high: list[float] | None = None
@@ -48,9 +51,10 @@ class GymnasiumSettings:
 
     def __post_init__(self) -> None:
         if self.discretize is not None:
-            check_choice("env.discretize", self.discretize, ("bins",))
+            check_choice("env.discretize", self.discretize, ("bins", "tiles"))
         for count in self.bins:
             check_range("env.bins", count, 1, 1_000_000)
+        check_range("env.tilings", self.tilings, 1, 1024)
         check_choice("env.vectorization", self.vectorization, ("sync", "async", "device"))
         plain = not self.kwargs and self.max_episode_steps is None and self.success_return is None
         if self.vectorization == "device" and not (self.id == "CartPole-v1" and plain and self.discretize is None):

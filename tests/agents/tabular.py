@@ -30,10 +30,11 @@ LEARNERS = {
 """Every agent that learns a table, with settings that exercise all of its state."""
 
 
-def make(name: str, num_states: int = 3, num_actions: int = 2, num_envs: int = 1, **settings: Any) -> Any:
-    """An agent for a world that only the test knows."""
+def make(name: str, num_states: int | gym.Space = 3, num_actions: int = 2, num_envs: int = 1, **settings: Any) -> Any:
+    """An agent for a world that only the test knows; `num_states` may be its space of observations."""
     algorithm = load_algorithm(name)
-    spec = EnvSpec("test", Discrete(num_states), Discrete(num_actions), num_envs)
+    space = Discrete(num_states) if isinstance(num_states, int) else num_states
+    spec = EnvSpec("test", space, Discrete(num_actions), num_envs)
     return algorithm.make_agent(algorithm.Settings(**settings), Task(spec, 100, torch.device("cpu"), Streams(0)))
 
 

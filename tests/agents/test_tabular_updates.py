@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from contract import Batch, Mode, Transition
+from contract import Batch, Mode, Tilings, Transition
+from faults import ConfigError
 from tests.agents.tabular import LIMIT, TERMINAL, feed, make
 
 HALF = {"step_size": 0.5, "gamma": 0.5}
@@ -270,3 +271,63 @@ def test_q_learning_is_dqn_on_one_hot_observations() -> None:
         optimizer.step()
         assert network.weight.detach().T.numpy() == pytest.approx(agent.table.q, abs=1e-12)
     assert np.abs(agent.table.q).max() > 0.05
+
+
+SUMS_OVER_TILES = {
+    "q_learning": {},
+    "sarsa": {},
+    "expected_sarsa": {},
+    "n_step_sarsa": {"n_step": 2},
+    "sarsa_lambda": {"trace_decay": 0.5},
+    "softmax_q": {"backup": "sarsa", "temperature_end": 1.0, "temperature_decay_env_steps": 0},
+}
+
+
+def test_a_value_is_a_sum_of_tiles_and_an_update_spreads_over_them() -> None:
+    agent = make("q_learning", Tilings([3, 3]), **HALF)  # rows 0 to 2 and 3 to 5
+    agent.table.q[1], agent.table.q[5] = [1.0, 0.0], [2.0, 5.0]
+    assert agent.table.values(np.array([[1, 5], [0, 3]])).tolist() == [[3.0, 5.0], [0.0, 0.0]]
+    feed(agent, ([0, 0], 1, 1.0, [1, 2]))  # 1 + 0.5 * max(1 + 2, 0 + 5) = 3.5, half of it over two tiles
+    assert agent.table.q[:, 1].tolist() == [0.875, 0.0, 0.0, 0.875, 0.0, 5.0]
+    feed(agent, ([0, 1], 1, 0.0, [1, 2], TERMINAL))  # error 0 - (0.875 + 0): only one tile is shared
+    assert agent.table.q[:, 1] == pytest.approx([0.65625, 0.0, 0.0, 0.875, -0.21875, 5.0])
+    assert agent.table.visits[:, 1].tolist() == [2, 0, 0, 1, 1, 0]
+
+
+def test_traces_of_tiles() -> None:
+    agent = make("sarsa_lambda", Tilings([3, 3]), trace_decay=1.0, **HALF)
+    feed(agent, ([0, 0], 0, 0.0, [0, 1]), ([0, 1], 0, 4.0, [2, 2], TERMINAL))
+    # the first tile is visited twice and stays at 1, the tile left behind has decayed to 0.5; alpha / 2 * error = 1
+    assert agent.table.q[:, 0].tolist() == [1.0, 0.0, 0.0, 0.5, 1.0, 0.0]
+
+
+def test_initial_values_are_shared_among_the_tiles() -> None:
+    agent = make("q_learning", Tilings([3, 3, 3, 3]), initial_q=2.0)
+    assert agent.table.values(np.array([[0, 3, 6, 9]])).tolist() == [[2.0, 2.0]]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "visits"])
+@pytest.mark.parametrize("name", SUMS_OVER_TILES)
+def test_one_tiling_is_a_table_to_the_last_bit(name: str, schedule: str) -> None:
+    settings = {"step_size": 0.7, "step_size_schedule": schedule, "step_size_power": 0.6, **SUMS_OVER_TILES[name]}
+    tiles, table = make(name, Tilings([5]), 3, **settings), make(name, 5, 3, **settings)
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        s, a, next_s = (int(generator.integers(n)) for n in (5, 3, 5))
+        end = ([], [], [TERMINAL], [LIMIT])[int(generator.integers(4))]
+        reward = float(generator.normal())
+        feed(tiles, ([s], a, reward, [next_s], *end))
+        feed(table, (s, a, reward, next_s, *end))
+    assert np.array_equal(tiles.table.q, table.table.q)
+    assert np.ptp(table.table.q) > 0.5
+
+
+@pytest.mark.parametrize("name", ["double_q_learning", "dyna_q", "monte_carlo", "mc_softmax"])
+def test_who_cannot_sum_over_tiles_says_so(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot sum over the tiles of test; use env\.discretize=bins"):
+        make(name, Tilings([3, 3]))
+
+
+def test_dutch_traces_are_for_tables() -> None:
+    with pytest.raises(ConfigError, match=r"agent\.trace=dutch is for tables"):
+        make("sarsa_lambda", Tilings([3, 3]), trace="dutch")

@@ -1,12 +1,14 @@
-"""Numbers as bins."""
+"""Numbers as bins and as tiles."""
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from hypothesis import given
+from hypothesis import strategies as st
 
-from contract import Streams
-from envs.discretize import Bins
+from contract import Streams, Tilings
+from envs.discretize import Bins, Tiles
 from envs.make import make_env
 from envs.settings import GymnasiumSettings
 from faults import ConfigError
@@ -52,5 +54,61 @@ def test_mountain_car_becomes_discrete() -> None:
 
 
 def test_unknown_way_to_discretize() -> None:
-    with pytest.raises(ConfigError, match=r"env\.discretize must be one of bins"):
+    with pytest.raises(ConfigError, match=r"env\.discretize must be one of bins, tiles, got 'clusters'"):
         GymnasiumSettings("CartPole-v1", discretize="clusters")
+
+
+def test_four_tilings_of_two_tiles_by_hand() -> None:
+    """One number in [0, 1] cut in two: tiling k is shifted by k / 4 of a tile and has a third tile for the overhang."""
+    line = Box(0.0, 1.0, (1,))
+    tiles = Tiles(line, "test", [2], tilings=4)
+    obs = torch.tensor([[0.0], [0.2], [0.3], [0.49], [0.5], [1.0], [-7.0]])
+    # in tiles: 0, 0.4, 0.6, 0.98, 1, 2, 0; shifted by 0, 0.25, 0.5, 0.75
+    assert tiles(obs).tolist() == [
+        [0, 0, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 1],
+        [0, 1, 1, 1],
+        [1, 1, 1, 1],
+        [1, 2, 2, 2],
+        [0, 0, 0, 0],
+    ]
+    assert isinstance(tiles.space, Tilings)
+    assert tiles.space.nvec.tolist() == [3] * 4
+
+
+def test_two_numbers_are_shifted_by_one_and_three() -> None:
+    tiles = Tiles(UNIT, "test", [4, 2], tilings=4)
+    # in tiles (2.4, 1.3); tiling 1 adds (1/4, 3/4) -> (2, 2), tiling 2 (2/4, 6/4 mod 1) -> (2, 1), tiling 3 (3/4, 9/4
+    # mod 1) -> (3, 1); a tiling has 5 x 3 tiles, so (i, j) is number 3 i + j
+    assert tiles(torch.tensor([[0.6, 0.3]])).tolist() == [[7, 8, 7, 10]]
+    assert tiles.space.nvec.tolist() == [15] * 4
+
+
+@given(st.lists(st.tuples(st.floats(-1, 2, width=32), st.floats(-2, 2, width=32)), min_size=1, max_size=20))
+def test_one_tiling_is_bins(numbers: list[tuple[float, float]]) -> None:
+    obs = torch.tensor(numbers)
+    bins = Bins(UNIT, "test", [5, 3])(obs)
+    assert Tiles(UNIT, "test", [5, 3], tilings=1)(obs)[:, 0].tolist() == (bins[:, 0] * 3 + bins[:, 1]).tolist()
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.lists(st.floats(-0.5, 1.5), min_size=4, max_size=4))
+def test_every_tile_lies_in_its_tiling(size: int, log_tilings: int, numbers: list[float]) -> None:
+    tiles = Tiles(Box(0.0, 1.0, (size,)), "test", [3], tilings=2**log_tilings)
+    active = tiles(torch.tensor([numbers[:size]]))
+    assert active.shape == (1, 2**log_tilings)
+    assert tiles.space.contains(active[0].numpy())
+
+
+def test_a_step_of_one_eighth_of_a_tile_changes_one_tiling_of_eight() -> None:
+    tiles = Tiles(Box(0.0, 1.0, (1,)), "test", [10], tilings=8)
+    obs = torch.arange(0.005, 1.0, 0.0125)[:, None]  # an eighth of a tile apart
+    assert (tiles(obs)[1:] != tiles(obs)[:-1]).sum(dim=1).tolist() == [1] * (len(obs) - 1)
+
+
+def test_mountain_car_in_tiles() -> None:
+    env = make_env(GymnasiumSettings("MountainCar-v0", discretize="tiles", bins=[8], tilings=8), 3, Streams(0), "train")
+    assert env.reset().shape == (3, 8)
+    assert env.spec.observation_space.nvec.tolist() == [81] * 8
+    assert env.spec.protocol["tilings"] == 8
+    env.close()
