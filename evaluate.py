@@ -189,6 +189,7 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     }
     say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
     write_result(config, run, result, stamp)
+    write_picture(config, run, agent, env.spec.model, stamp)
     return stop.exit_code if stop else 0
 
 
@@ -253,6 +254,19 @@ def write_result(config: EvaluateConfig, run: Run, result: dict[str, Any], stamp
         warn("note: the run is read-only, so the result is not stored; set out=<folder>")
         return
     (folder / f"{stamp}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def write_picture(config: EvaluateConfig, run: Run, agent: Agent, model: Any, stamp: str) -> None:
+    """Draws the table of a tabular agent on a grid world beside the result."""
+    from contract import Inspectable
+    from training.pictures import draw_table
+
+    folder = destination(config, run, "eval")
+    if folder is None or not isinstance(agent, Inspectable):
+        return
+    shown = agent.inspect()
+    if draw_table(shown.q, model, folder / f"{stamp}.png", shown.policy, shown.visits):
+        warn(f"picture: {folder / stamp}.png")
 
 
 def film(

@@ -274,21 +274,20 @@ class Table:
         return Inspection(self._yardstick.metrics(q, policy), q.copy(), policy, self.visits.copy())
 
     def policy_state_dict(self) -> State:
-        return {"q": self.q.copy()}
+        return {"q": self.q.copy(), "visits": self.visits.copy()}
 
     def load_policy_state_dict(self, state: State) -> None:
         restore(self.q, state["q"])
+        restore(self.visits, state["visits"])
 
     def state_dict(self) -> State:
         return {
-            "visits": self.visits.copy(),
             "env_steps": self.env_steps,
             "updates": self._updates,
             "new_errors": self._new_errors,
         }
 
     def load_state_dict(self, state: State) -> None:
-        restore(self.visits, state["visits"])
         self.env_steps, self._updates = state["env_steps"], state["updates"]
         self._new_errors = list(state["new_errors"])
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from contract import Inspection
+from envs.settings import register_environments
 from envs.tables import tabular_model
 from rules.planning import value_iteration
 from rules.tabular import epsilon_greedy
-from training.pictures import draw_curves, draw_table, draw_value_map, table_picture
+from training.pictures import _moves, _way, draw_curves, draw_table, draw_value_map, table_picture
 
 
 def cliff() -> tuple[np.ndarray, object]:
@@ -49,6 +51,43 @@ def test_arrows_point_along_the_policy() -> None:
     assert along.xy[0] > along.xyann[0]  # right along the edge
     numbers = {t.get_text() for t in axes.texts}
     assert "-13" in numbers
+
+
+UP, DOWN, LEFT, RIGHT = [-1, 0], [1, 0], [0, -1], [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "moves"),
+    [
+        ("CliffWalking-v1", [UP, RIGHT, DOWN, LEFT]),
+        ("FrozenLake-v1", [LEFT, DOWN, RIGHT, UP]),  # slippery: each action leads to three cells alike
+        ("FrozenLake8x8-v1", [LEFT, DOWN, RIGHT, UP]),
+        ("Textbook/WindyGridworld-v0", [UP, RIGHT, DOWN, LEFT]),  # the wind carries all of them upwards
+    ],
+)
+def test_arrows_are_the_moves_that_are_meant(env_id: str, moves: list) -> None:
+    register_environments()
+    assert _moves(tabular_model(gym.make(env_id), None)).tolist() == moves
+
+
+def test_the_way_from_the_start() -> None:
+    q, model = cliff()
+    assert _way(model, epsilon_greedy(q, 0.0)) == [36, *range(24, 36), 47]
+    assert _way(model, np.tile([0.0, 1.0, 0.0, 0.0], (48, 1))) == [36, 36]  # into the cliff and back
+    assert _way(model, np.full((48, 4), 0.25)) == [36]  # no preference, no way
+    lake = tabular_model(gym.make("FrozenLake-v1"), None)
+    assert _way(lake, np.tile([1.0, 0.0, 0.0, 0.0], (16, 1))) == [0]  # chance decides
+
+
+def test_the_cliff_shows_what_it_costs() -> None:
+    q, model = cliff()
+    axes = Figure().subplots()
+    q[model.terminal.all(axis=(1, 2))] = 0.0
+    unvisited = np.arange(48) > 36
+    q[unvisited] = 0.0
+    draw_value_map(axes, q, model)
+    shown = {(round(t.get_position()[0]), round(t.get_position()[1] - 0.33)): t.get_text() for t in axes.texts}
+    assert [shown[c, 3] for c in range(1, 12)] == ["-100"] * 10 + ["-1"]
 
 
 def test_cells_where_nothing_is_known_are_left_grey() -> None:
