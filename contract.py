@@ -279,7 +279,11 @@ class Progress(NamedTuple):
 
 
 class Advance(Protocol):
-    """Moves training on: the one seam of the loop."""
+    """Moves training on: the one seam of the loop.
+
+    An optional attribute `stride_env_steps` says how many environment steps a call may take before the loop looks for
+    signals and for what is due; without it, they are few.
+    """
 
     def __call__(self, env_steps: int) -> Progress:
         """Trains for about `env_steps` environment steps (summed over environments), at least one vector step."""
@@ -292,7 +296,10 @@ class Advance(Protocol):
 
 @runtime_checkable
 class BringsAdvance(Protocol):
-    """An agent that does not train by act, step, observe, update on one thread."""
+    """An agent that does not train by act, step, observe, update on one thread.
+
+    If its module says `STEPS_THE_MODEL = True`, the `env` it is given is a single one: it has `EnvSpec.model` to step.
+    """
 
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:
         """Its own way to train on `env`; `make_env(num_envs, stream)` builds more environments for its workers."""

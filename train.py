@@ -143,9 +143,10 @@ def _train(
     device = choose_device(config.device)
     config = replace(config, device=str(device))
     streams = Streams(config.seed)
-    env = make_env(env_config, config.num_envs, streams, "train")
+    stepped = 1 if getattr(algorithm, "STEPS_THE_MODEL", False) else config.num_envs
+    env = make_env(env_config, stepped, streams, "train")
     try:
-        task = Task(env.spec, config.total_env_steps, device, streams)
+        task = Task(replace(env.spec, num_envs=config.num_envs), config.total_env_steps, device, streams)
         agent = algorithm.make_agent(agent_config, task)
         agent.policy(eval_mode, config.eval.num_envs, streams.torch("eval/policy", device=device))  # can it do that?
         check_memory(agent.memory_bytes, "the replay")

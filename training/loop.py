@@ -113,6 +113,7 @@ def train(
         resume: continue from the newest valid checkpoint, if there is one.
     """
     advance = make_advance(agent, env, make_env, config)
+    stride = getattr(advance, "stride_env_steps", VECTOR_STEPS_PER_ADVANCE * config.num_envs)
     tally, env_steps, best, written = Tally(), 0, float("-inf"), None
     checkpoint.remove_leftovers(run.checkpoints)
     if resume:
@@ -140,7 +141,7 @@ def train(
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
+            progress = advance(min(min(events) - env_steps, stride))
             env_steps += progress.env_steps
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
