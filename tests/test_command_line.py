@@ -342,6 +342,18 @@ def test_evaluating_twice_gives_the_same_returns(run: Path, capsys: pytest.Captu
     assert seen[0]["protocol"]["policy"] == "epsilon=0.2"
 
 
+def test_evaluating_a_table_on_a_grid_draws_it_beside_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["total_env_steps=400", "eval.episodes=2", "eval.num_envs=2", "log.tensorboard=false"]
+    assert run_train("agent=q_learning", "env=FrozenLake-v1", f"run_dir={tmp_path}", *small) == 0
+    run = only_run(tmp_path)
+    assert run_evaluate(f"run={run}", "episodes=2") == 0
+    (result,) = (run / "eval").glob("*.json")
+    assert result.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert f"picture: {result.with_suffix('.png')}" in capsys.readouterr().err
+
+
 SAMPLE = [
     (["train.py", "agent.learning_rat=1"], 2),
     (["train.py", "agent=dqnn"], 2),

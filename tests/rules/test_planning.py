@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planning import gridworld
 from envs.tables import TabularModel, tabular_model
 from envs.textbook import register
 from rules.planning import (
@@ -21,7 +22,6 @@ from rules.planning import (
 )
 from rules.tabular import boltzmann_value, epsilon_greedy, epsilon_soft_value, greedy_value, log_sum_exp_value, softmax
 
-MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 SOLVERS = (value_iteration, policy_iteration)
 
 
@@ -46,26 +46,6 @@ def random_model(seed: int, num_states: int = 6, num_actions: int = 3, outcomes:
         generator.random(size) < 0.1,
         np.full(num_states, 1 / num_states),
     )
-
-
-def gridworld(size: int, jumps: dict, edge_reward: float, step_reward: float, ends: tuple = ()) -> TabularModel:
-    """Sutton and Barto's square gridworlds: moves over the edge stay, `jumps` map a cell to (cell, reward)."""
-    table = {}
-    for s in range(size * size):
-        row, column = divmod(s, size)
-        table[s] = {}
-        for a, (down, right) in enumerate(MOVES):
-            to = (row + down, column + right)
-            if (row, column) in jumps:
-                (to_row, to_column), reward = jumps[row, column]
-            elif 0 <= to[0] < size and 0 <= to[1] < size:
-                (to_row, to_column), reward = to, step_reward
-            else:
-                (to_row, to_column), reward = (row, column), edge_reward
-            next_state = to_row * size + to_column
-            over = s in ends
-            table[s][a] = [(1.0, next_state, 0.0 if over else reward, over or next_state in ends)]
-    return TabularModel.from_outcomes(table, np.full(size * size, 1 / size**2))
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
