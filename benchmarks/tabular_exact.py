@@ -61,6 +61,8 @@ STAKE = 1.0
 LAKES = ("FrozenLake-v1", "FrozenLake8x8-v1")
 CONTROL = (*LAKES, "CliffWalking-v1", "Taxi-v4")
 EPISODIC = ("FrozenLake-v1", "Blackjack-v1")
+WARM = ("agent.temperature_end=0.1", "agent.temperature_decay_env_steps=0")
+"""tau 0.1 throughout."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,33 @@ CONTESTANTS = {
     "q_learning": Contestant("q_learning", "off_policy", compiled_rule="q_learning"),
     "double_q_learning": Contestant("double_q_learning", "off_policy", compiled_rule="double_q_learning"),
     "watkins_q_lambda": Contestant(
-        "sarsa_lambda", "off_policy", keys=("agent.off_policy=true", "agent.trace_decay=0.5")
+        "sarsa_lambda",
+        "off_policy",
+        ("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"),
+        (
+            "agent.off_policy=true",
+            "agent.trace_decay=0.5",
+            "agent.epsilon_start=1.0",
+            "agent.epsilon_decay_env_steps=150_000",
+            "total_env_steps=300_000",
+        ),
     ),
     "dyna_q": Contestant("dyna_q", "off_policy"),
-    "prioritised_sweeping": Contestant("dyna_q", "off_policy", keys=("agent.sweeping=prioritised",)),
+    "prioritised_sweeping": Contestant(
+        "dyna_q", "off_policy", keys=("agent.sweeping=prioritised", "agent.priority_threshold=1e-5")
+    ),
     "sarsa": Contestant("sarsa", "on_policy", compiled_rule="sarsa"),
     "expected_sarsa": Contestant("expected_sarsa", "on_policy", compiled_rule="expected_sarsa"),
     "sarsa_lambda": Contestant("sarsa_lambda", "on_policy"),
     "n_step_sarsa": Contestant("n_step_sarsa", "on_policy"),
-    "softmax_q_soft": Contestant("softmax_q", "soft", LAKES[:1], ("agent.backup=soft",), compiled_rule="softmax_soft"),
-    "softmax_q_boltzmann": Contestant("softmax_q", "boltzmann", LAKES[:1], compiled_rule="softmax_expected_sarsa"),
+    "softmax_q_soft": Contestant(
+        "softmax_q",
+        "soft",
+        LAKES[:1],
+        (*WARM, "agent.backup=soft", "agent.step_size=0.01", "total_env_steps=20_000_000"),
+        "softmax_soft",
+    ),
+    "softmax_q_boltzmann": Contestant("softmax_q", "boltzmann", LAKES[:1], WARM, "softmax_expected_sarsa"),
     "monte_carlo": Contestant("monte_carlo", "on_policy", EPISODIC),
     "monte_carlo_off_policy": Contestant("monte_carlo", "off_policy", EPISODIC, ("agent.off_policy=true",)),
     "mc_softmax": Contestant("mc_softmax", "own", EPISODIC),
