@@ -133,7 +133,7 @@ def alias_table(probability: NDArray[np.float64]) -> tuple[NDArray[np.uint32], N
     num_outcomes = probability.shape[-1]
     share = probability.reshape(-1, num_outcomes) * num_outcomes
     other = np.tile(np.arange(num_outcomes), (len(share), 1))
-    for row, alias in zip(share, other, strict=True):
+    for row, alias in zip(share, other, strict=True) if num_outcomes > 1 else ():
         small, large = [k for k in range(num_outcomes) if row[k] < 1], [k for k in range(num_outcomes) if row[k] >= 1]
         while small and large:
             poor, rich = small.pop(), large[-1]
