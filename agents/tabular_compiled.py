@@ -211,6 +211,7 @@ class TabularCompiled:
         updates = float(self._population.steps) * self.num_seeds
         return curve_figures(self._population.finished()) | {
             f"rollout/{name}": self._rate(),
+            "rollout/episodes": float(self._population.episodes.sum()),
             "train/n_updates": updates,
         }
 
