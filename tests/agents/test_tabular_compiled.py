@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from envs.tables import TableVecEnv
 from faults import CheckpointError, ConfigError, NonFiniteError
 from memory.population import Finished
 from tests.agents.tabular import lake
+from tests.runs import only_run, run_evaluate, run_train
 
 START = torch.ones(1, dtype=torch.bool)
 
@@ -109,3 +113,27 @@ def test_faults_are_one_line():
         build(num_seeds=10_000_000)
     with pytest.raises(ConfigError, match=r"agent\.rule"):
         Settings(rule="monte_carlo")
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """2,000 learners, but a single environment to read the model from, in strides as long as the log allows."""
+    from envs import make
+
+    built, original = [], make.make_env
+
+    def count(settings, num_envs, streams, name):
+        built.append((name, num_envs))
+        return original(settings, num_envs, streams, name)
+
+    monkeypatch.setattr(make, "make_env", count)
+    keys = ["total_env_steps=400_000", "num_envs=2000", "log.every_env_steps=200_000", "eval.every_env_steps=400_000"]
+    common = ["device=cpu", "log.tensorboard=false", "eval.episodes=4", f"run_dir={tmp_path}"]
+    assert run_train("agent=tabular_compiled", "agent.rule=sarsa", "env=FrozenLake-v1", *keys, *common) == 0
+    assert built[0] == ("train", 1)
+    run = only_run(tmp_path)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["env_steps"] for row in rows] == [200_000, 400_000, 400_000]
+    assert rows[0]["rollout/ep_rew_ci95_low"] < rows[0]["rollout/ep_rew_mean"] < rows[0]["rollout/ep_rew_ci95_high"]
+    assert rows[1]["rollout/episodes"] > rows[0]["rollout/episodes"] > 10_000
+    assert {"eval/mean_reward", "eval/value_error", "eval/policy_regret"} < set(rows[2])
+    assert run_evaluate(f"run={run}", "episodes=8", "format=json") == 0
