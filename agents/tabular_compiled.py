@@ -161,7 +161,7 @@ class TabularCompiled:
         return {"q": self._q.cpu().numpy().copy()}
 
     def load_policy_state_dict(self, state: State) -> None:
-        q = torch.from_numpy(np.array(state["q"], np.float64))
+        q = torch.as_tensor(state["q"], dtype=torch.float64).clone()
         expected = self._q.shape if self._population is not None else (len(q), *self._q.shape[1:])
         if q.shape != torch.Size(expected):
             raise CheckpointError(f"the checkpoint's tables are {tuple(q.shape)}, this run needs {tuple(expected)}")
@@ -211,6 +211,7 @@ class TabularCompiled:
         updates = float(self._population.steps) * self.num_seeds
         return curve_figures(self._population.finished()) | {
             f"rollout/{name}": self._rate(),
+            "rollout/episodes": float(self._population.episodes.sum()),
             "train/n_updates": updates,
         }
 

@@ -174,7 +174,8 @@ class Population:
 
 def learner_keys(seed: int, num_seeds: int) -> NDArray[np.uint64]:
     """(N,) 64 random bits for each learner, of which the first are the same for every N."""
-    return np.random.default_rng(np.random.SeedSequence(seed)).integers(0, 2**64, num_seeds, np.uint64)
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 2**64, num_seeds, np.uint64)
 
 
 def _upload_model(model: Any, device: str) -> Any:

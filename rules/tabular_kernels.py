@@ -16,8 +16,9 @@ Random numbers are counter-based: a hash of a learner's key and of its step. Wha
 else: neither on how many there are, nor on how they share the cores, nor on how many steps a launch takes. Outcomes are
 drawn by the alias method in constant time; every probability is met to 2**-32 times the number of outcomes.
 
-Kernels are made for one rule, one number of actions and one number of outcomes, so that loops over actions unroll and
-whole rows stay in registers. They compile on first use, in a second or two, and are cached on disk.
+Kernels are made for one rule, one number of actions and one number of outcomes, so that loops over actions unroll. They
+compile on first use, in a second or two, and are cached on disk. Float32 tables were tried: within the caches they
+gained nothing.
 
 Sources:
     Walker 1977, "An efficient method for generating discrete random variables with general distributions", ACM TOMS 3;
@@ -133,7 +134,7 @@ def alias_table(probability: NDArray[np.float64]) -> tuple[NDArray[np.uint32], N
     num_outcomes = probability.shape[-1]
     share = probability.reshape(-1, num_outcomes) * num_outcomes
     other = np.tile(np.arange(num_outcomes), (len(share), 1))
-    for row, alias in zip(share, other, strict=True):
+    for row, alias in zip(share, other, strict=True) if num_outcomes > 1 else ():
         small, large = [k for k in range(num_outcomes) if row[k] < 1], [k for k in range(num_outcomes) if row[k] >= 1]
         while small and large:
             poor, rich = small.pop(), large[-1]
@@ -263,8 +264,6 @@ def make_kernels(variant: Variant) -> Any:
         action: int
         length: int
         episode_return: wp.float64
-        row: Row
-        """Action values in `state`."""
         outcome: int
         drawn: int
         table: int
@@ -380,7 +379,6 @@ def make_kernels(variant: Variant) -> Any:
         reward = m.reward[at(outcome)]
         next_state = successor >> 1
         terminal = (successor & 1) != 0
-        row = values(p, l.base + next_state)
 
         n = Learner()
         n.base = l.base
@@ -390,7 +388,7 @@ def make_kernels(variant: Variant) -> Any:
         n.drawn = 0
         n.table = 0
         if wp.static(sampled):  # a' is drawn before the update, also for the state behind a time limit
-            n.drawn = choose(row, rate, wp.uint32(chance), high(choice))
+            n.drawn = choose(values(p, l.base + next_state), rate, wp.uint32(chance), high(choice))
             next_value = p.q[at(l.base + next_state)][n.drawn]
         elif wp.static(double):
             n.table = wp.int32(choice & wp.uint64(1))
@@ -398,7 +396,7 @@ def make_kernels(variant: Variant) -> Any:
             best = best_action(p.q[at(row_index + n.table)], wp.uint32(choice))
             next_value = p.q[at(row_index + 1 - n.table)][best]
         else:
-            next_value = expectation(row, rate)
+            next_value = expectation(p.q[at(l.base + next_state)], rate)
         entry = at(index * A + l.action)
         visits = p.visits[entry] + 1
         p.visits[entry] = visits
@@ -421,19 +419,11 @@ def make_kernels(variant: Variant) -> Any:
             n.length = 0
             n.episode_return = ZERO
             n.state = first_state(m, high(draw(l.key, l.time, wp.uint64(2))))
-            row = values(p, l.base + n.state)
             if wp.static(sampled):
                 bits = draw(l.key, l.time, wp.uint64(3))
-                n.action = choose(row, rate, wp.uint32(bits), high(bits))
-        elif next_state == l.state:
-            if wp.static(double):
-                row = values(p, index)
-            else:
-                for j in range(A):
-                    row[j] = wp.where(l.action == j, new, row[j])
+                n.action = choose(values(p, l.base + n.state), rate, wp.uint32(bits), high(bits))
         if wp.static(not sampled):
-            n.action = choose(row, rate, wp.uint32(chance), high(choice))
-        n.row = row
+            n.action = choose(values(p, l.base + n.state), rate, wp.uint32(chance), high(choice))
         return n
 
     @wp.func
@@ -446,7 +436,6 @@ def make_kernels(variant: Variant) -> Any:
         l.action = p.action[i]
         l.length = p.length[i]
         l.episode_return = p.episode_return[i]
-        l.row = values(p, l.base + l.state)
         return l
 
     @wp.func
