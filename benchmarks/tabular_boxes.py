@@ -27,10 +27,9 @@ from training.loop import Interaction
 ROWS = (
     "agent=sarsa_lambda env=MountainCar-v0",
     "agent=q_learning env=MountainCar-v0",
-    "agent=q_learning env=MountainCar-v0 env.discretize=bins env.bins=[20] total_env_steps=300_000",
-    "agent=sarsa_lambda env=CartPole-v1",
     "agent=q_learning env=CartPole-v1",
     "agent=q_learning env=CartPole-v1 env.discretize=bins env.bins=[1,4,12,8] total_env_steps=150_000",
+    "agent=q_learning env=MountainCar-v0 env.discretize=bins env.bins=[20] total_env_steps=200_000",
 )
 EPISODES = 100
 
@@ -60,7 +59,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     env_settings.register_environments()
     keys = dict(argument.split("=", 1) for argument in arguments)
-    results = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for command in ROWS:
         results[command] = [play(command, seed) for seed in range(int(keys.get("seeds", 5)))]
         means = sorted(row["mean_reward"] for row in results[command])
