@@ -58,6 +58,11 @@ def test_unknown_way_to_discretize() -> None:
         GymnasiumSettings("CartPole-v1", discretize="clusters")
 
 
+def test_the_number_of_tilings_has_a_range() -> None:
+    with pytest.raises(ConfigError, match=r"env\.tilings must be in \[1, 1024\], got 0"):
+        GymnasiumSettings("CartPole-v1", discretize="tiles", tilings=0)
+
+
 def test_four_tilings_of_two_tiles_by_hand() -> None:
     """One number in [0, 1] cut in two: tiling k is shifted by k / 4 of a tile and has a third tile for the overhang."""
     line = Box(0.0, 1.0, (1,))
