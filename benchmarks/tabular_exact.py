@@ -110,7 +110,7 @@ CONTESTANTS = {
         "softmax_q",
         "soft",
         LAKES[:1],
-        (*WARM, "agent.backup=soft", "agent.step_size=0.02", "total_env_steps=10_000_000"),
+        (*WARM, "agent.backup=soft", "agent.step_size=0.0125", "total_env_steps=16_000_000"),
         "softmax_soft",
     ),
     "softmax_q_boltzmann": Contestant("softmax_q", "boltzmann", LAKES[:1], WARM, "softmax_expected_sarsa"),
