@@ -10,8 +10,10 @@ import stable_baselines3
 import torch
 
 from agents import ppo
+from contract import Mode
 from memory.actor import Experience
 from tests.agents import actor_critic as oracle
+from tests.probes import PROBES, Cue, host, task, train
 
 
 @pytest.mark.parametrize("space", [oracle.DISCRETE, oracle.CONTINUOUS], ids=["discrete", "continuous"])
@@ -59,3 +61,63 @@ def test_one_update_equals_stable_baselines3(space: gym.Space[Any], normalize: b
     for name, gradient in oracle.gradients(agent.net).items():
         assert gradient == pytest.approx(wanted[name], abs=1e-6), name
         assert abs(wanted[name]).max() > 1e-4
+
+
+def learned_value(gae_lambda: float, cut_bootstrap: bool = False, env_steps: int = 6_000) -> float:
+    env = host(PROBES["time limit"], 8)
+    settings = ppo.Settings(
+        gamma=0.9,
+        gae_lambda=gae_lambda,
+        rollout_steps=20,
+        num_epochs=4,
+        batch_size=40,
+        learning_rate=1e-2,
+        learning_rate_end=0.0,
+        hidden_sizes=[16],
+    )
+    agent = ppo.make_agent(settings, task(env, env_steps))
+    if cut_bootstrap:
+        observe = agent.observe
+        agent.observe = lambda t, a: observe(t._replace(terminal=t.terminal | t.episode_end), a)  # type: ignore[method-assign]
+    train(agent, env, env_steps)
+    with torch.no_grad():
+        return float(agent.net(torch.zeros(1, 1), torch.zeros(1, 0), torch.ones(1, dtype=torch.bool))[1])
+
+
+def test_a_constant_reward_under_a_time_limit_has_the_value_of_a_life_without_end() -> None:
+    assert learned_value(0.5) == pytest.approx(10.0, abs=0.2)  # 1 / (1 - 0.9)
+    # Even the eight rewards of a whole episode are worth no more than (1 - 0.9**8) / (1 - 0.9).
+    assert learned_value(0.5, cut_bootstrap=True) < 5.7
+
+
+def answers_right(core: str, delay: int = 5, env_steps: int = 10_000) -> float:
+    """Share of the questions that the trained, greedy policy answers right."""
+    env = host(lambda: Cue(delay), 16)
+    settings = ppo.Settings(
+        rollout_steps=24,
+        num_epochs=4,
+        batch_size=96,
+        learning_rate=5e-3,
+        hidden_sizes=[16],
+        core=core,
+        core_dim=16,
+        entropy_coef=0.01,
+    )
+    agent = ppo.make_agent(settings, task(env, env_steps))
+    train(agent, env, env_steps)
+    policy = agent.policy(Mode("greedy"), 16, torch.Generator())
+    obs, start, returns = env.reset(), torch.ones(16, dtype=torch.bool), []
+    for _ in range(10 * (delay + 2)):
+        step = env.step(policy.act(obs, start).action)
+        obs, start = step.obs, step.transition.episode_end
+        returns += [episode.episode_return for episode in step.episodes]
+    return sum(r > 0 for r in returns) / len(returns)
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_a_recurrent_policy_remembers_a_cue(core: str) -> None:
+    assert answers_right(core) == 1.0
+
+
+def test_without_memory_the_cue_is_forgotten() -> None:
+    assert answers_right("none", env_steps=4_000) == pytest.approx(0.5, abs=0.15)
