@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import stable_baselines3
 import torch
+from gymnasium.spaces import Box
 
 from agents import ppo
-from contract import Mode
+from contract import Mode, Streams
 from memory.actor import Experience
 from tests.agents import actor_critic as oracle
 from tests.probes import PROBES, Cue, host, task, train
+from tests.runs import equal_trees
+from training import checkpoint
+from training.loop import Interaction
 
 
 @pytest.mark.parametrize("space", [oracle.DISCRETE, oracle.CONTINUOUS], ids=["discrete", "continuous"])
@@ -121,3 +127,64 @@ def test_a_recurrent_policy_remembers_a_cue(core: str) -> None:
 
 def test_without_memory_the_cue_is_forgotten() -> None:
     assert answers_right("none", env_steps=4_000) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_training_resumes_exactly_from_the_middle_of_a_rollout(core: str, tmp_path: Path) -> None:
+    def session() -> tuple[ppo.PPO, Interaction]:
+        env = host(lambda: Cue(3), 4)
+        settings = ppo.Settings(rollout_steps=10, num_epochs=2, batch_size=20, hidden_sizes=[8], core=core, core_dim=8)
+        agent = ppo.make_agent(settings, task(env))
+        return agent, Interaction(agent, env, agent.policy(Mode("train"), 4, Streams(0).torch("policy")))
+
+    agent, advance = session()
+    advance(4 * 27)  # two updates, and seven steps of the third rollout
+    checkpoint.save(
+        tmp_path, "step_000000001", {"agent": agent.state_dict(), "advance": advance.state_dict()}, {"env_steps": 1}
+    )
+    advance(4 * 40)
+
+    twin, twin_advance = session()
+    state, _ = checkpoint.load(tmp_path / "step_000000001")
+    twin.load_state_dict(state["agent"])
+    twin_advance.load_state_dict(state["advance"])
+    twin_advance(4 * 40)
+    assert agent.state_dict()["counters"] == {"env_steps": 4 * 60, "updates": 6}
+    assert equal_trees(twin.state_dict(), agent.state_dict())
+    assert equal_trees(twin_advance.state_dict()["policy"], advance.state_dict()["policy"])
+
+
+def test_an_update_ends_once_the_policy_has_moved_too_far() -> None:
+    def batches(target_kl: float | None) -> int:
+        env = host(PROBES["best of two actions"], 4)
+        settings = ppo.Settings(
+            rollout_steps=16, num_epochs=8, batch_size=16, learning_rate=0.05, target_kl=target_kl, hidden_sizes=[8]
+        )
+        agent = ppo.make_agent(settings, task(env))
+        train(agent, env, 64)
+        return int(next(iter(agent.optimizer.state.values()))["step"])
+
+    assert batches(None) == 8 * 4
+    assert 1 <= batches(0.01) < 8
+
+
+def test_continuous_actions_find_the_best_one() -> None:
+    """The reward is highest at action 0.5; both kinds of Gaussian go there."""
+
+    class Target(gym.Env[Any, Any]):
+        observation_space = Box(-1, 1, (1,), np.float32)
+        action_space = Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(1, np.float32), -float((action[0] - 0.5) ** 2), True, False, {}
+
+    for gaussian in ("clipped", "tanh"):
+        env = host(Target, 32)
+        settings = ppo.Settings(rollout_steps=8, batch_size=64, learning_rate=0.01, hidden_sizes=[8], gaussian=gaussian)
+        agent = ppo.make_agent(settings, task(env))
+        train(agent, env, 6_000)
+        action = agent.policy(Mode("greedy"), 1, torch.Generator()).act(torch.zeros(1, 1), torch.ones(1).bool()).action
+        assert float(action) == pytest.approx(0.5, abs=0.1), gaussian
