@@ -1,4 +1,4 @@
-"""What actor-critic agents share: the policy that fills a rollout, and what they learn from it."""
+"""What actor-critic agents share: the policy that fills a rollout, and what is learned from it."""
 
 from __future__ import annotations
 
@@ -52,16 +52,17 @@ class ActorCriticPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        device, state = self._state.device, self._state
-        start = episode_start.to(device)
-        parameters, value, self._state = self._net(to_device(obs, device), state, start)
+        device, state = self._state.device, self._state.clone()
+        start = episode_start.to(device, copy=True)  # the environment may write its next step into the tensor it gave
+        parameters, value, next_state = self._net(to_device(obs, device), state, start)
+        self._state.copy_(next_state)  # in place: a captured CUDA graph reads it where it was
         if self._greedy:
             raw = self._distribution.mode(parameters)
         else:
             raw = self._distribution.sample(parameters, self._generator)
         extras = {"raw_action": raw, "log_prob": self._distribution.log_prob(parameters, raw), "value": value}
         if state.shape[1]:
-            extras |= {"state": state, "next_state": self._state, "episode_start": start}
+            extras |= {"state": state, "next_state": next_state, "episode_start": start}
         home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
         return Acted(self._distribution.to_action(raw).to(home), {k: v.to(home) for k, v in extras.items()})
 
@@ -70,7 +71,7 @@ class ActorCriticPolicy:
 
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
-        self._state = state["state"].to(self._state.device)
+        self._state.copy_(state["state"])
 
 
 class Experience(NamedTuple):
