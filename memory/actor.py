@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contract import Acted, Mode, Obs, State, to_device
 from faults import ConfigError
-from memory.rollout import Rollout, map_obs
+from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
 from rules.returns import gae
 
@@ -150,16 +150,12 @@ class Experience(NamedTuple):
         order = torch.randperm(whole.value.shape[1], generator=generator, device=self.value.device)
         for first in range(0, len(order), columns):
             chosen = order[first : first + columns]
-            rows = [_select(part, chosen) for part in whole[:-1]]
+            rows = [select_columns(part, chosen) for part in whole[:-1]]
             yield Experience._make([*rows, whole.state.index_select(0, chosen)])
 
     def _as_single_steps(self) -> Experience:
         rows = [map_obs(lambda part: part.flatten(0, 1)[None], part) for part in self[:-1]]
         return Experience._make([*rows, self.state.new_zeros(self.value.numel(), 0)])
-
-
-def _select(obs: Any, columns: Tensor) -> Any:
-    return map_obs(lambda part: part.index_select(1, columns), obs)
 
 
 class MeanImage:
