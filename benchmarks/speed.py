@@ -33,9 +33,7 @@ SB3_DQN = ["agent=sb3_dqn", "agent.kwargs.learning_starts=1024", "agent.kwargs.b
 EQUAL = ["agent.center_pixels=false", "agent.learning_starts_env_steps=0"]
 CONTENDERS: dict[str, list[str]] = {
     "ppo": ["agent=ppo", *EQUAL],
-    "ppo, bfloat16": ["agent=ppo", *EQUAL, "agent.bfloat16=true"],
     "a2c": ["agent=a2c", *EQUAL],
-    "a2c, bfloat16": ["agent=a2c", *EQUAL, "agent.bfloat16=true"],
     "dqn": OURS,
     "dqn, batch 32": [*OURS, "agent.batch_size=32"],
     "dqn, bfloat16": [*OURS, "agent.bfloat16=true"],
@@ -46,7 +44,7 @@ CONTENDERS: dict[str, list[str]] = {
 
 GROUPS = {
     "dqn": ["dqn", "dqn, batch 32", "dqn, bfloat16", "sb3_dqn", "sb3_ppo", "sb3_a2c"],
-    "actor_critic": ["ppo", "ppo, bfloat16", "sb3_ppo", "a2c", "a2c, bfloat16", "sb3_a2c"],
+    "actor_critic": ["ppo", "sb3_ppo", "a2c", "sb3_a2c"],
 }
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from faults import ConfigError
 from rules.checks import check_one_per_row, check_same_shape
 
 GAUSSIANS = ("clipped", "tanh")
@@ -54,17 +55,17 @@ def make_distribution(space: gym.Space[Any], gaussian: str, device: torch.device
     """The distribution for an action space: Categorical for Discrete, one of `GAUSSIANS` for Box.
 
     Raises:
-        ValueError: if the space is neither, or a tanh Gaussian has no bounds to stretch to.
+        ConfigError: if the space is neither, or a tanh Gaussian has no bounds to stretch to.
     """
     if isinstance(space, Discrete):
         return Categorical()
     if not isinstance(space, Box):
-        raise ValueError(f"actions must be Discrete or Box, got {type(space).__name__}")
+        raise ConfigError(f"actions must be Discrete or Box, not {type(space).__name__}")
     low, high = (torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
     if gaussian == "clipped":
         return ClippedGaussian(low, high)
     if not np.isfinite(space.low).all() or not np.isfinite(space.high).all():
-        raise ValueError("a tanh Gaussian needs a bounded action space")
+        raise ConfigError("agent.gaussian=tanh needs bounded actions; use agent.gaussian=clipped")
     return TanhGaussian(low, high)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary
 
+from faults import ConfigError
 from rules.distributions import Categorical, ClippedGaussian, TanhGaussian, log_tanh_slope, make_distribution
 
 LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0])
@@ -124,7 +125,7 @@ def test_distributions_of_spaces() -> None:
     box = Box(-1, 1, (2,), np.float32)
     assert type(make_distribution(box, "clipped", cpu)) is ClippedGaussian
     assert type(make_distribution(box, "tanh", cpu)) is TanhGaussian
-    with pytest.raises(ValueError, match="bounded"):
+    with pytest.raises(ConfigError, match="bounded"):
         make_distribution(Box(-np.inf, np.inf, (2,), np.float32), "tanh", cpu)
-    with pytest.raises(ValueError, match="MultiBinary"):
+    with pytest.raises(ConfigError, match="MultiBinary"):
         make_distribution(MultiBinary(3), "clipped", cpu)
