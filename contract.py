@@ -285,6 +285,16 @@ class Advance(Protocol):
 
 
 @runtime_checkable
+class Salvages(Protocol):
+    """An `Advance` whose work survives a fault, because other processes do it."""
+
+    def salvage(self) -> Progress:
+        """After a fault: waits for those that still work. Returns what the loop has not been told yet; with it, the state
+        of the agent is whole and may be saved."""
+        ...
+
+
+@runtime_checkable
 class BringsAdvance(Protocol):
     """An agent that does not train by act, step, observe, update on one thread."""
 

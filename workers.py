@@ -75,9 +75,10 @@ class Crew:
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
-    def unanswered(self, index: int) -> int:
-        """Calls of one worker that have no answer yet."""
-        return len(self._waiting[index])
+    @property
+    def unanswered(self) -> list[int]:
+        """Calls that have no answer yet, of each worker."""
+        return [len(sent) for sent in self._waiting]
 
     def call(self, index: int, method: str, *arguments: Any) -> None:
         """Asks one worker to call a method of its object. Calls of one worker are answered in order."""

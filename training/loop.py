@@ -11,7 +11,20 @@ from typing import Any
 
 import torch
 
-from contract import Advance, Agent, BringsAdvance, Inspectable, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
+from contract import (
+    Advance,
+    Agent,
+    BringsAdvance,
+    Inspectable,
+    Metrics,
+    Mode,
+    Policy,
+    Progress,
+    Salvages,
+    State,
+    Streams,
+    VecEnv,
+)
 from faults import CheckpointError, EnvError, NonFiniteError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
@@ -140,7 +153,13 @@ def train(
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
+            try:
+                progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
+            except (EnvError, NonFiniteError):
+                if isinstance(advance, Salvages):
+                    env_steps += advance.salvage().env_steps
+                    saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=True)
+                raise
             env_steps += progress.env_steps
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
