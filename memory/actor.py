@@ -1,15 +1,18 @@
-"""The policy of actor-critic agents: it acts with their network and tells the rollout what learning will want to know."""
+"""What actor-critic agents share: the policy that fills a rollout, and what they learn from it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contract import Acted, Mode, Obs, State, to_device
 from faults import ConfigError
+from memory.rollout import Rollout, map_obs
 from rules.distributions import ActionDistribution
+from rules.returns import gae
 
 
 class ActorCriticPolicy:
@@ -68,3 +71,118 @@ class ActorCriticPolicy:
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
         self._state = state["state"].to(self._state.device)
+
+
+class Experience(NamedTuple):
+    """T steps of N environments, or some of them, on the agent's device: all that an actor-critic agent learns from."""
+
+    obs: Any
+    """(T, N, *obs_shape), or a dict of such tensors."""
+    raw_action: Tensor
+    """(T, N) int64 or (T, N, action_dim) float32."""
+    log_prob: Tensor
+    """(T, N) float32, at the moment of acting."""
+    value: Tensor
+    """(T, N) float32, at the moment of acting."""
+    advantage: Tensor
+    """(T, N) float32, not normalised."""
+    value_target: Tensor
+    """(T, N) float32: advantage + value, the lambda-return."""
+    valid: Tensor
+    """(T, N) bool: the rows that losses count."""
+    episode_start: Tensor
+    """(T, N) bool: where a recurrent state is cleared."""
+    state: Tensor
+    """(N, state_dim) float32, before the first step; of no width without a recurrent core."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, rollout: Rollout, net: Any, gamma: float, gae_lambda: float, device: torch.device) -> Experience:
+        """Values the ends of a full rollout and estimates advantages.
+
+        A chain that a time limit stops bootstraps from the value of its true last observation, with the recurrent state
+        that led there.
+
+        Args:
+            rollout: filled by an `ActorCriticPolicy` with `net`.
+            net: the actor-critic network, unchanged since.
+            gamma: discount per environment step.
+            gae_lambda: of generalized advantage estimation.
+            device: the network's.
+        """
+
+        def value_of(next_obs: Obs, extras: Mapping[str, Tensor]) -> Tensor:
+            count = len(extras["value"])
+            state = extras["next_state"].to(device) if "next_state" in extras else net.initial_state(count)
+            never = torch.zeros(count, dtype=torch.bool, device=device)
+            value: Tensor = net(to_device(next_obs, device), state, never)[1]
+            return value.to(extras["value"].device)
+
+        extras, value = rollout.extras, rollout.extras["value"]
+        discount = gamma * (~rollout.terminal).float()
+        next_value = rollout.next_value(value, value_of)
+        advantage = gae(rollout.reward, discount, value, next_value, rollout.cut, gae_lambda)
+        recurrent = "state" in extras
+        experience = cls(
+            obs=rollout.obs,
+            raw_action=extras["raw_action"],
+            log_prob=extras["log_prob"],
+            value=value,
+            advantage=advantage,
+            value_target=advantage + value,
+            valid=rollout.valid,
+            episode_start=extras["episode_start"] if recurrent else torch.zeros_like(rollout.valid),
+            state=extras["state"][0] if recurrent else value.new_zeros(value.shape[1], 0),
+        )
+        return cls(*(to_device(part, device) for part in experience))
+
+    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Experience]:
+        """All steps once, in random groups; the last group may be smaller.
+
+        Without a recurrent core a group is `batch_size` single steps, shape (1, batch_size); with one it is whole
+        sequences of as many environments as make up `batch_size` steps, each with its own initial state.
+        """
+        steps = len(self.value)
+        recurrent = self.state.shape[1] > 0
+        whole = self if recurrent else self._as_single_steps()
+        columns = max(1, batch_size // steps) if recurrent else batch_size
+        order = torch.randperm(whole.value.shape[1], generator=generator, device=self.value.device)
+        for first in range(0, len(order), columns):
+            chosen = order[first : first + columns]
+            rows = [_select(part, chosen) for part in whole[:-1]]
+            yield Experience._make([*rows, whole.state.index_select(0, chosen)])
+
+    def _as_single_steps(self) -> Experience:
+        rows = [map_obs(lambda part: part.flatten(0, 1)[None], part) for part in self[:-1]]
+        return Experience._make([*rows, self.state.new_zeros(self.value.numel(), 0)])
+
+
+def _select(obs: Any, columns: Tensor) -> Any:
+    return map_obs(lambda part: part.index_select(1, columns), obs)
+
+
+class MeanImage:
+    """Mean of all images seen, in pixel values."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, images: Tensor) -> None:
+        """Counts (..., C, H, W) images."""
+        flat = images.flatten(0, -4)
+        total = flat.sum(0, dtype=torch.float64)
+        self._sum = total if self._sum is None else self._sum + total
+        self._count += len(flat)
+
+    @property
+    def mean(self) -> Tensor:
+        """(C, H, W) float32."""
+        assert self._sum is not None
+        return (self._sum / self._count).float()
+
+    def state_dict(self) -> State:
+        return {"count": self._count} | ({} if self._sum is None else {"sum": self._sum})
+
+    def load_state_dict(self, state: State) -> None:
+        self._count, self._sum = int(state["count"]), state.get("sum")

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
-from contract import Obs, State, Transition
+from contract import EnvSpec, Obs, State, Transition
 
 ValueOf = Callable[[Obs, Mapping[str, Tensor]], Tensor]
 """(next observations (K, *obs_shape), the extras of the K steps that led there) -> their values (K,)."""
@@ -63,6 +65,11 @@ class Rollout:
         """(T, N) bool: row t + 1 does not continue this chain."""
         return self.terminal | self.episode_end
 
+    @property
+    def env_steps(self) -> int:
+        """Environment steps stored: the valid rows."""
+        return int(self.valid[: self.position].sum())
+
     def add(self, transition: Transition, reward: Tensor, extras: Mapping[str, Tensor]) -> None:
         """Copies one step; a full rollout must be cleared first.
 
@@ -91,9 +98,9 @@ class Rollout:
             stops = transition.episode_end & ~transition.terminal
             if stops.any():
                 envs = stops.nonzero().squeeze(1)
-                self._ends.append((t, envs, _map(lambda part: part[envs], transition.next_obs)))
+                self._ends.append((t, envs, map_obs(lambda part: part[envs], transition.next_obs)))
             if t == self.length - 1:
-                self._last_obs = _map(torch.clone, transition.next_obs)
+                self._last_obs = map_obs(torch.clone, transition.next_obs)
         self.position += 1
 
     def clear(self) -> None:
@@ -113,7 +120,7 @@ class Rollout:
             (T, N) float. After a terminal it is meaningless, and not to be read.
         """
         if self._next_obs is not None:
-            flat = _map(lambda part: part.flatten(0, 1), self._next_obs)
+            flat = map_obs(lambda part: part.flatten(0, 1), self._next_obs)
             all_values = value_of(flat, {k: v.flatten(0, 1) for k, v in self.extras.items()}).view_as(value)
             following = torch.cat([value[1:], all_values[-1:]])
             return torch.where(self.cut, all_values, following)
@@ -133,9 +140,9 @@ class Rollout:
         steps = slice(0, self.position)
         state: State = {name: getattr(self, name)[steps] for name in _COLUMNS}
         state |= {"position": self.position, "extras": {k: v[steps] for k, v in self.extras.items()}}
-        state["obs"] = _map(lambda part: part[steps], self.obs)
+        state["obs"] = map_obs(lambda part: part[steps], self.obs)
         if self._next_obs is not None:
-            state["next_obs"] = _map(lambda part: part[steps], self._next_obs)
+            state["next_obs"] = map_obs(lambda part: part[steps], self._next_obs)
         state["ends"] = {str(t): {"envs": envs, "obs": obs} for t, envs, obs in self._ends}
         return state
 
@@ -152,9 +159,9 @@ class Rollout:
             column[steps] = stored
             setattr(self, name, column)
         self.extras = {name: _padded(part, self.length) for name, part in state["extras"].items()}
-        self.obs = _map(lambda part: _padded(part, self.length), state["obs"])
+        self.obs = map_obs(lambda part: _padded(part, self.length), state["obs"])
         if "next_obs" in state:
-            self._next_obs = _map(lambda part: _padded(part, self.length), state["next_obs"])
+            self._next_obs = map_obs(lambda part: _padded(part, self.length), state["next_obs"])
         self._ends = [(int(t), end["envs"], end["obs"]) for t, end in sorted(state["ends"].items(), key=_step_of)]
         self._allocated = True
 
@@ -166,10 +173,21 @@ class Rollout:
         self.terminal, self.episode_end = rows(transition.terminal), rows(transition.episode_end)
         self.valid = rows(transition.valid)
         self.extras = {name: rows(part) for name, part in extras.items()}
-        self.obs = _map(rows, transition.obs)
+        self.obs = map_obs(rows, transition.obs)
         if reward.device.type != "cpu":
-            self._next_obs = _map(rows, transition.obs)
+            self._next_obs = map_obs(rows, transition.obs)
         self._allocated = True
+
+
+def rollout_bytes(length: int, spec: EnvSpec, state_dim: int) -> int:
+    """What a rollout will take once it is allocated; true last observations are few, and not counted."""
+    obs = sum(np.prod(part.shape) * np.dtype(part.dtype).itemsize for part in _parts(spec.observation_space))
+    numbers = 8 * int(np.prod(spec.action_space.shape or (1,))) + 12 + 8 * state_dim
+    return int(length * spec.num_envs * (obs + 2 * numbers))
+
+
+def _parts(space: gym.Space[Any]) -> list[Any]:
+    return list(space.spaces.values()) if isinstance(space, gym.spaces.Dict) else [space]
 
 
 _COLUMNS = ("reward", "action", "terminal", "episode_end", "valid")
@@ -185,7 +203,7 @@ def _padded(stored: Tensor, length: int) -> Tensor:
     return rows
 
 
-def _map(function: Callable[[Tensor], Tensor], obs: Any) -> Any:
+def map_obs(function: Callable[[Tensor], Tensor], obs: Any) -> Any:
     """Applies a function to an observation, or to each part of it."""
     return {name: function(part) for name, part in obs.items()} if isinstance(obs, dict) else function(obs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -11,11 +11,50 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from faults import ConfigError
-from networks.backbones import MLP, Backbone, make_backbone
-from networks.recurrent import Core, make_core
+from faults import ConfigError, check_choice, check_range
+from networks.backbones import ACTIVATIONS, BACKBONES, CNN, MLP, Backbone, make_backbone
+from networks.recurrent import CORES, Core, make_core
 
 Obs = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The `agent.*` keys of every agent with an actor-critic network."""
+
+    backbone: str = "auto"
+    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
+    """Layer widths of the mlp."""
+    activation: str = "tanh"
+    """Of the mlp: tanh, relu."""
+    shared_backbone: bool | None = None
+    """Whether policy and value read the same features; null: yes, but for an mlp without a core."""
+    center_pixels: bool = False
+    """Subtract the mean image of the steps before learning starts from every image."""
+    learning_starts_env_steps: int = 0
+    """Environment steps that are played and not learned from."""
+    bfloat16: bool = False
+    """Compute the CNN in bfloat16: faster only where the processor has its instructions."""
+    core: str = "none"
+    """Memory: none, lstm, gru."""
+    core_dim: int = 128
+    """Width of the core."""
+
+    def __post_init__(self) -> None:
+        check_choice("agent.backbone", self.backbone, BACKBONES)
+        for size in self.hidden_sizes:
+            check_range("agent.hidden_sizes", size, 1, 1_000_000)
+        check_choice("agent.activation", self.activation, ACTIVATIONS)
+        check_range("agent.learning_starts_env_steps", self.learning_starts_env_steps, 0, None)
+        if self.center_pixels and not self.learning_starts_env_steps:
+            raise ConfigError("agent.center_pixels needs agent.learning_starts_env_steps above 0, to see a mean image")
+        check_choice("agent.core", self.core, CORES)
+        check_range("agent.core_dim", self.core_dim, 1, 1_000_000)
+        if self.core != "none" and self.shared_backbone is False:
+            raise ConfigError(
+                f"agent.core={self.core} is fed by one backbone: agent.shared_backbone must be true or null"
+            )
 
 
 class ActorCritic(nn.Module):
@@ -66,6 +105,13 @@ class ActorCritic(nn.Module):
     def initial_state(self, num_envs: int) -> Tensor:
         """(num_envs, state_dim) zeros; of no width without a core."""
         return torch.zeros(num_envs, self.state_dim, device=self.value_head.weight.device)
+
+    def center(self, pixel_mean: Tensor) -> None:
+        """Sets the image (C, H, W), in pixel values, that a CNN subtracts from every input."""
+        for backbone in (self.backbone, self.value_backbone):
+            if backbone is not None:
+                assert isinstance(backbone, CNN)
+                backbone.center(pixel_mean)
 
     def forward(self, obs: Obs, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of N environments.
@@ -130,49 +176,34 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
 
 
 def make_actor_critic(
-    observation_space: gym.Space[Any],
-    action_space: gym.Space[Any],
-    *,
-    backbone: str = "auto",
-    hidden_sizes: Sequence[int] = (64, 64),
-    activation: str = "tanh",
-    shared_backbone: bool | None = None,
-    core: str = "none",
-    core_dim: int = 128,
-    center_pixels: bool = False,
-    bfloat16: bool = False,
+    settings: NetworkSettings, observation_space: gym.Space[Any], action_space: gym.Space[Any]
 ) -> ActorCritic:
     """Builds an actor-critic network from the keys of an agent.
 
     Args:
+        settings: the keys.
         observation_space: see `make_backbone`.
         action_space: Discrete, or Box with one axis.
-        backbone: see `make_backbone`.
-        hidden_sizes: layer widths of an mlp.
-        activation: of an mlp, tanh or relu.
-        shared_backbone: whether policy and value read the same features; None: yes, but for an mlp without a core.
-        core: one of `CORES`.
-        core_dim: width of the core.
-        center_pixels: see `make_backbone`.
-        bfloat16: see `make_backbone`.
 
     Raises:
-        ConfigError: if a space cannot be read, or a core is to have two backbones.
+        ConfigError: if a space cannot be read.
     """
     if not isinstance(action_space, Discrete) and not (isinstance(action_space, Box) and len(action_space.shape) == 1):
         raise ConfigError(f"actions must be Discrete or a Box with one axis, not {action_space}")
-    if core != "none" and shared_backbone is False:
-        raise ConfigError(f"agent.core={core} is fed by one backbone: set agent.shared_backbone=true or null")
 
     def build() -> Backbone:
-        return make_backbone(backbone, observation_space, hidden_sizes, center_pixels, bfloat16, activation)
+        return make_backbone(
+            settings.backbone,
+            observation_space,
+            settings.hidden_sizes,
+            settings.center_pixels,
+            settings.bfloat16,
+            settings.activation,
+        )
 
-    policy_backbone = build()
-    if shared_backbone is None:
-        shared_backbone = core != "none" or not isinstance(policy_backbone, MLP)
-    return ActorCritic(
-        policy_backbone,
-        make_core(core, policy_backbone.out_dim, core_dim),
-        action_space,
-        None if shared_backbone else build(),
-    )
+    backbone = build()
+    core = make_core(settings.core, backbone.out_dim, settings.core_dim)
+    shared = settings.shared_backbone
+    if shared is None:
+        shared = core is not None or not isinstance(backbone, MLP)
+    return ActorCritic(backbone, core, action_space, None if shared else build())
