@@ -289,8 +289,8 @@ class Salvages(Protocol):
     """An `Advance` whose work survives a fault, because other processes do it."""
 
     def salvage(self) -> Progress:
-        """After a fault: waits for those that still work. Returns what the loop has not been told yet; with it, the state
-        of the agent is whole and may be saved."""
+        """After a fault: waits for those that still work, and returns what the loop has not been told yet. With it the
+        agent's state is whole and may be saved."""
         ...
 
 

@@ -47,7 +47,7 @@ class Crew:
             timeout_s: seconds after which a call that has no answer counts as hung.
             role: what error lines call a worker.
         """
-        context = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
             context.set_forkserver_preload([build.__module__])
         self._timeout_s, self._role = timeout_s, role
@@ -186,7 +186,7 @@ def _work(pipe: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal sends them to all; the parent decides
         signal.signal(number, signal.SIG_IGN)
     voice = _ToParent(pipe)
-    sys.stderr = voice  # type: ignore[assignment]
+    sys.stderr = voice
     warnings.simplefilter("ignore")  # the parent builds the same environments, and has warned
     try:
         build, arguments = pipe.recv()

@@ -1,16 +1,16 @@
 """Asynchronous advantage actor-critic (A3C): processes that act and learn side by side, on weights that nobody locks.
 
 Each worker has environments and a copy of the weights of its own. Again and again it copies the shared weights, plays
-`rollout_steps` steps, and applies the gradient of what it saw to the shared weights, which others have changed meanwhile.
-The parent process hands the rollouts out, and alone counts, logs, evaluates and saves.
+`rollout_steps` steps, and applies the gradient of what it saw to the shared weights, which others may have changed
+meanwhile. The parent process hands the rollouts out, and alone counts, logs, evaluates and saves.
 
 Sources:
     Mnih, Badia, Mirza, Graves, Lillicrap, Harley, Silver and Kavukcuoglu 2016, "Asynchronous Methods for Deep
     Reinforcement Learning", arXiv:1602.01783, section 4, supplement 1 (shared RMSProp) and Algorithm S3.
 
 Deviations from the source:
-    1. Workers are processes, not threads, and each acts in `num_envs / num_workers` environments at once: one pass of the
-       network for a batch costs little more than for a single observation.
+    1. Workers are processes, not threads, and each acts in `num_envs / num_workers` environments at once: one pass of
+       the network for a batch costs little more than for a single observation.
     2. A rollout is always `rollout_steps` long and may hold the end of an episode; returns do not run across it. The
        paper ends the rollout there.
     3. Losses are means over the rollout, so that the learning rate does not depend on its length. The paper sums them.
@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -41,10 +41,8 @@ from contract import Acted, Episode, Metrics, Mode, Progress, State, Streams, Ta
 from faults import ConfigError, Fault, NonFiniteError, check_choice, check_range
 from memory.actor import ActorCriticPolicy, Experience, MeanImage
 from memory.rollout import Rollout
-from networks.actor_critic import ActorCritic, make_actor_critic
-from networks.backbones import ACTIVATIONS, BACKBONES, CNN
+from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp
-from networks.recurrent import CORES
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
 from rules.policy_gradient import masked_mean, policy_gradient_loss, value_loss
 from rules.schedules import linear_schedule
@@ -55,76 +53,50 @@ ROLLOUTS_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NetworkSettings):
     """The `agent.*` keys."""
 
     algorithm: str = "a3c"
     num_workers: int = 2
-    """Processes that learn, one torch thread each. `num_envs` is shared out among them."""
+    """Processes that act and learn, one torch thread each. `num_envs` is shared out among them."""
+    worker_timeout_s: float = 120.0
+    """The run ends if a worker takes longer than this for a rollout."""
     gamma: float = 0.99
     """Discount per environment step, in [0, 1]."""
     gae_lambda: float = 1.0
-    """Of generalized advantage estimation, in [0, 1]; 1: n-step returns."""
+    """Of generalized advantage estimation, in [0, 1]: 0 trusts the values, 1 the rewards."""
     rollout_steps: int = 5
     """Steps of each environment between two updates of its worker (t_max in the paper)."""
     learning_rate: float = 7e-4
-    learning_rate_end: float | None = None
+    learning_rate_end: float | None = 0.0
     """If set, the learning rate falls linearly to this value over the run."""
-    rms_decay: float = 0.99
-    """Of the mean square of the gradients (alpha in the paper)."""
-    rms_epsilon: float = 1e-5
+    rmsprop_alpha: float = 0.99
+    """Decay of the mean of squared gradients."""
+    rmsprop_epsilon: float = 1e-5
     max_grad_norm: float = 0.5
     value_coef: float = 0.5
     entropy_coef: float = 0.01
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
-    backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
-    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
-    """Layer widths of the mlp."""
-    activation: str = "tanh"
-    """Of the mlp: tanh, relu."""
-    shared_backbone: bool | None = None
-    """Whether policy and value read the same features; null: yes, but for an mlp without a core."""
-    center_pixels: bool = False
-    """Subtract the mean image of the steps before learning starts from every image."""
-    learning_starts_env_steps: int = 0
-    """Steps that the parent plays before the workers start, for `center_pixels`."""
-    bfloat16: bool = False
-    """Compute the CNN in bfloat16: faster only where the processor has its instructions."""
-    core: str = "none"
-    """Memory: none, lstm, gru."""
-    core_dim: int = 128
-    """Width of the core."""
     gaussian: str = "clipped"
     """Continuous actions: clipped at the bounds, or squashed into them by tanh."""
-    worker_timeout_s: float = 120.0
-    """The run ends if a worker takes longer than this for a rollout."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("agent.num_workers", self.num_workers, 1, 1024)
+        check_range("agent.worker_timeout_s", self.worker_timeout_s, 0, None, open_low=True)
         check_range("agent.gamma", self.gamma, 0, 1)
         check_range("agent.gae_lambda", self.gae_lambda, 0, 1)
         check_range("agent.rollout_steps", self.rollout_steps, 1, None)
         check_range("agent.learning_rate", self.learning_rate, 0, None, open_low=True)
         if self.learning_rate_end is not None:
             check_range("agent.learning_rate_end", self.learning_rate_end, 0, None)
-        check_range("agent.rms_decay", self.rms_decay, 0, 1)
-        check_range("agent.rms_epsilon", self.rms_epsilon, 0, None, open_low=True)
+        check_range("agent.rmsprop_alpha", self.rmsprop_alpha, 0, 1)
+        check_range("agent.rmsprop_epsilon", self.rmsprop_epsilon, 0, None, open_low=True)
         check_range("agent.max_grad_norm", self.max_grad_norm, 0, None, open_low=True)
         check_range("agent.value_coef", self.value_coef, 0, None)
         check_range("agent.entropy_coef", self.entropy_coef, 0, None)
-        check_choice("agent.backbone", self.backbone, BACKBONES)
-        for size in self.hidden_sizes:
-            check_range("agent.hidden_sizes", size, 1, 1_000_000)
-        check_choice("agent.activation", self.activation, ACTIVATIONS)
-        check_range("agent.learning_starts_env_steps", self.learning_starts_env_steps, 0, None)
-        if self.center_pixels != bool(self.learning_starts_env_steps):
-            raise ConfigError("agent.center_pixels and agent.learning_starts_env_steps above 0 need each other")
-        check_choice("agent.core", self.core, CORES)
-        check_range("agent.core_dim", self.core_dim, 1, 1_000_000)
         check_choice("agent.gaussian", self.gaussian, GAUSSIANS)
-        check_range("agent.worker_timeout_s", self.worker_timeout_s, 0, None, open_low=True)
 
 
 def make_agent(settings: Settings, task: Task) -> A3C:
@@ -138,18 +110,7 @@ def make_agent(settings: Settings, task: Task) -> A3C:
         raise ConfigError(f"agent=a3c learns in processes on the CPU, not on {task.device}; set device=cpu")
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        net = make_actor_critic(
-            task.spec.observation_space,
-            task.spec.action_space,
-            backbone=settings.backbone,
-            hidden_sizes=settings.hidden_sizes,
-            activation=settings.activation,
-            shared_backbone=settings.shared_backbone,
-            core=settings.core,
-            core_dim=settings.core_dim,
-            center_pixels=settings.center_pixels,
-            bfloat16=settings.bfloat16,
-        )
+        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space)
     return A3C(settings, net, make_distribution(task.spec.action_space, settings.gaussian, task.device), task)
 
 
@@ -177,7 +138,8 @@ def a3c_loss(
     entropy = masked_mean(distribution.entropy(parameters), experience.valid)
     loss = policy_term + settings.value_coef * value_term - settings.entropy_coef * entropy
     return loss, {
-        "train/policy_gradient_loss": policy_term.detach(),
+        "train/loss": loss.detach(),
+        "train/policy_loss": policy_term.detach(),
         "train/value_loss": value_term.detach(),
         "train/entropy_loss": -entropy.detach(),
     }
@@ -294,7 +256,7 @@ class A3C:
     def __init__(self, settings: Settings, net: ActorCritic, distribution: ActionDistribution, task: Task) -> None:
         self.settings, self.task, self._distribution = settings, task, distribution
         self.net = net
-        self.optimizer = SharedRMSProp(net, settings.rms_decay, settings.rms_epsilon)
+        self.optimizer = SharedRMSProp(net, settings.rmsprop_alpha, settings.rmsprop_epsilon)
         self._team: A3CAdvance | None = None
         self.env_steps = 0
         """Environment steps handed out."""
@@ -398,22 +360,21 @@ class A3CAdvance:
         return told
 
     def _play_before_learning(self) -> None:
-        """Plays in the parent's own environments to see what the mean image is."""
+        """Plays the steps that are not learned from, in the parent's own environments."""
         agent, env = self._agent, self._env
-        if not agent.settings.center_pixels:
-            return
         policy = agent.policy(Mode("train"), env.spec.num_envs, agent.task.streams.torch("policy"))
         obs, episode_start = env.reset(), torch.ones(env.spec.num_envs, dtype=torch.bool)
         image, taken, episodes = MeanImage(), 0, list[Episode]()
         while taken < agent.settings.learning_starts_env_steps:
-            assert isinstance(obs, Tensor)
-            image.add(obs)
+            if agent.settings.center_pixels:
+                assert isinstance(obs, Tensor)
+                image.add(obs)
             transition, obs, ended = env.step(policy.act(obs, episode_start).action)
             episode_start = transition.episode_end
             taken += int(transition.valid.sum())
             episodes += ended
-        assert isinstance(agent.net.backbone, CNN)
-        agent.net.backbone.center(image.mean)
+        if agent.settings.center_pixels:
+            agent.net.center(image.mean)
         agent.env_steps = taken
         self._progress = Progress(taken, episodes, [])
 

@@ -1,8 +1,7 @@
-"""Optimisers' state as plain nested dicts, so that checkpoints need no pickle, and an optimiser that processes share."""
+"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; an optimiser that processes share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +38,8 @@ class SharedRMSProp:
         weight = weight - learning_rate * gradient / (sqrt(g) + epsilon)
 
     Source:
-        Tieleman and Hinton 2012, lecture 6.5; shared between threads as in Mnih et al. 2016, arXiv:1602.01783, section 4
-        and supplement 1, which adds epsilon under the root. Here it stands where `torch.optim.RMSprop` has it.
+        Tieleman and Hinton 2012, lecture 6.5; shared as in Mnih et al. 2016, arXiv:1602.01783, section 4 and supplement
+        1, where epsilon is added under the root. Here it stands where `torch.optim.RMSprop` has it.
     """
 
     def __init__(self, net: nn.Module, decay: float, epsilon: float) -> None:
@@ -53,16 +52,18 @@ class SharedRMSProp:
         """
         net.share_memory()
         self._weights = [parameter.detach() for parameter in net.parameters()]
-        self._square_avg = [torch.zeros_like(weight).share_memory_() for weight in self._weights]
+        self._square_avg = [torch.zeros_like(weight) for weight in self._weights]
+        for square_avg in self._square_avg:
+            square_avg.share_memory_()  # type: ignore[no-untyped-call]
         self._decay, self._epsilon = decay, epsilon
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
+    def step(self, gradients: list[Tensor], learning_rate: float) -> None:
         """Applies gradients, one for each weight and of its shape, wherever they were computed."""
         torch._foreach_mul_(self._square_avg, self._decay)
-        torch._foreach_addcmul_(self._square_avg, gradients, gradients, 1 - self._decay)
+        torch._foreach_addcmul_(self._square_avg, gradients, gradients, value=1 - self._decay)
         root = torch._foreach_sqrt(self._square_avg)
         torch._foreach_add_(root, self._epsilon)
-        torch._foreach_addcdiv_(self._weights, gradients, root, -learning_rate)
+        torch._foreach_addcdiv_(self._weights, gradients, root, value=-learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {str(index): square_avg.clone() for index, square_avg in enumerate(self._square_avg)}

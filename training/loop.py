@@ -137,9 +137,9 @@ def train(
     saver = Saver(run, config.checkpoint.keep)
     speed = Speed(env_steps)
 
-    def snapshot() -> State:
+    def save(env_steps: int, must: bool) -> None:
         agent_state = agent.state_dict()
-        return {
+        state = {
             "policy": agent_state.pop("policy"),
             "agent": agent_state,
             "advance": advance.state_dict(),
@@ -147,19 +147,15 @@ def train(
             "loop": {"env_steps": env_steps, "best": best if best > float("-inf") else None},
             "log": writer.state_dict(env_steps),
         }
+        saver.save(f"step_{env_steps:09d}", state, env_steps, must)
 
     periods = (config.log.every_env_steps, config.eval.every_env_steps, config.checkpoint.every_env_steps)
     with writer, naming_last_checkpoint(run), LiveLine(config.total_env_steps, env_steps, config.log.progress) as line:
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            try:
+            with salvaging(advance, save, env_steps):
                 progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
-            except (EnvError, NonFiniteError):
-                if isinstance(advance, Salvages):
-                    env_steps += advance.salvage().env_steps
-                    saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=True)
-                raise
             env_steps += progress.env_steps
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
@@ -175,9 +171,9 @@ def train(
                     best = score
                     saver.save(f"best_{env_steps:09d}", {"policy": agent.policy_state_dict()}, env_steps)
             if save_due or last:
-                saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=last)
+                save(env_steps, must=last)
         if stop and env_steps:
-            saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=True)
+            save(env_steps, must=True)
     return env_steps
 
 
@@ -204,6 +200,17 @@ def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tal
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} does not fit the run's configuration: {reason}") from error
+
+
+@contextlib.contextmanager
+def salvaging(advance: Advance, save: Callable[[int, bool], None], env_steps: int) -> Iterator[None]:
+    """Saves what a fault leaves whole, if the agent's work survives it."""
+    try:
+        yield
+    except (EnvError, NonFiniteError):
+        if isinstance(advance, Salvages):
+            save(env_steps + advance.salvage().env_steps, True)
+        raise
 
 
 @contextlib.contextmanager
