@@ -259,7 +259,6 @@ class A3C:
         self.optimizer = SharedRMSProp(net, settings.rmsprop_alpha, settings.rmsprop_epsilon)
         self._team: A3CAdvance | None = None
         self.env_steps = 0
-        """Environment steps handed out."""
         self.updates = 0
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
@@ -344,12 +343,13 @@ class A3CAdvance:
             index = unanswered.index(min(unanswered))
             if unanswered[index] == ROLLOUTS_AHEAD:
                 break
-            agent.env_steps += self._rollout_env_steps
-            self._crew.call(index, "learn", agent.env_steps)
+            handed_out = sum(unanswered) + 1
+            self._crew.call(index, "learn", agent.env_steps + handed_out * self._rollout_env_steps)
             unanswered = self._crew.unanswered
 
     def _collect(self, answers: list[tuple[int, Played]]) -> None:
         for _, played in answers:
+            self._agent.env_steps += played.env_steps
             self._agent.updates += 1
             self._progress.metrics.append(played.metrics | {"train/n_updates": float(self._agent.updates)})
             self._progress.episodes.extend(played.episodes)
