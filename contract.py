@@ -285,12 +285,16 @@ class Advance(Protocol):
 
 
 @runtime_checkable
-class Salvages(Protocol):
-    """An `Advance` whose work survives a fault, because other processes do it."""
+class HasWorkers(Protocol):
+    """An `Advance` whose work other processes do."""
 
     def salvage(self) -> Progress:
         """After a fault: waits for those that still work, and returns what the loop has not been told yet. With it the
         agent's state is whole and may be saved."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes."""
         ...
 
 

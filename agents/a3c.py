@@ -332,6 +332,9 @@ class A3CAdvance:
         self.settle()
         return self._told()
 
+    def close(self) -> None:
+        self._crew.close()
+
     def settle(self) -> None:
         """Waits until every worker that is left is at rest. What they still finish is told by the next call."""
         self._collect(self._crew.last_answers())

@@ -15,12 +15,12 @@ from contract import (
     Advance,
     Agent,
     BringsAdvance,
+    HasWorkers,
     Inspectable,
     Metrics,
     Mode,
     Policy,
     Progress,
-    Salvages,
     State,
     Streams,
     VecEnv,
@@ -137,25 +137,26 @@ def train(
     saver = Saver(run, config.checkpoint.keep)
     speed = Speed(env_steps)
 
-    def save(env_steps: int, must: bool) -> None:
+    def save(must: bool, untold_env_steps: int = 0) -> None:
+        done = env_steps + untold_env_steps
         agent_state = agent.state_dict()
         state = {
             "policy": agent_state.pop("policy"),
             "agent": agent_state,
             "advance": advance.state_dict(),
             "tally": tally.state_dict(),
-            "loop": {"env_steps": env_steps, "best": best if best > float("-inf") else None},
-            "log": writer.state_dict(env_steps),
+            "loop": {"env_steps": done, "best": best if best > float("-inf") else None},
+            "log": writer.state_dict(done),
         }
-        saver.save(f"step_{env_steps:09d}", state, env_steps, must)
+        saver.save(f"step_{done:09d}", state, done, must)
 
     periods = (config.log.every_env_steps, config.eval.every_env_steps, config.checkpoint.every_env_steps)
-    with writer, naming_last_checkpoint(run), LiveLine(config.total_env_steps, env_steps, config.log.progress) as line:
+    live_line = LiveLine(config.total_env_steps, env_steps, config.log.progress)
+    with writer, naming_last_checkpoint(run), minding_workers(advance, save), live_line as line:
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            with salvaging(advance, save, env_steps):
-                progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
+            progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
             env_steps += progress.env_steps
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
@@ -171,9 +172,9 @@ def train(
                     best = score
                     saver.save(f"best_{env_steps:09d}", {"policy": agent.policy_state_dict()}, env_steps)
             if save_due or last:
-                save(env_steps, must=last)
+                save(must=last)
         if stop and env_steps:
-            save(env_steps, must=True)
+            save(must=True)
     return env_steps
 
 
@@ -203,14 +204,18 @@ def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tal
 
 
 @contextlib.contextmanager
-def salvaging(advance: Advance, save: Callable[[int, bool], None], env_steps: int) -> Iterator[None]:
-    """Saves what a fault leaves whole, if the agent's work survives it."""
+def minding_workers(advance: Advance, save: Callable[[bool, int], None]) -> Iterator[None]:
+    """Saves what the workers have done when something breaks, and leaves none of them behind."""
+    if not isinstance(advance, HasWorkers):
+        yield
+        return
     try:
         yield
     except (EnvError, NonFiniteError):
-        if isinstance(advance, Salvages):
-            save(env_steps + advance.salvage().env_steps, True)
+        save(True, advance.salvage().env_steps)
         raise
+    finally:
+        advance.close()
 
 
 @contextlib.contextmanager
