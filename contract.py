@@ -288,6 +288,9 @@ class Advance(Protocol):
 class HasWorkers(Protocol):
     """An `Advance` whose work other processes do."""
 
+    stride: int
+    """Environment steps to ask for at a time, so that no worker waits while the loop looks around."""
+
     def salvage(self) -> Progress:
         """After a fault: waits for those that still work, and returns what the loop has not been told yet. With it the
         agent's state is whole and may be saved."""

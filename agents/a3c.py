@@ -315,6 +315,7 @@ class A3CAdvance:
 
     def __init__(self, agent: A3C, env: VecEnv, crew: Crew, rollout_env_steps: int) -> None:
         self._agent, self._env, self._crew, self._rollout_env_steps = agent, env, crew, rollout_env_steps
+        self.stride = 2 * ROLLOUTS_AHEAD * len(crew) * rollout_env_steps
         # A lone worker finishes before a call returns, so that the same calls always make the same progress.
         self._may_go_on = len(crew) if len(crew) > 1 else 0
         self._progress = Progress(0, [], [])  # what the loop has not been told yet
@@ -322,8 +323,8 @@ class A3CAdvance:
     def __call__(self, env_steps: int) -> Progress:
         if not self._agent.env_steps:
             self._play_before_learning()
+        self._hand_out(env_steps)
         while not self._progress.env_steps or sum(self._crew.unanswered) > self._may_go_on:
-            self._hand_out(env_steps)
             self._collect(self._crew.answers())
             self._hand_out(env_steps)
         return self._told()

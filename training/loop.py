@@ -35,7 +35,7 @@ from training.process import warn
 from training.run import Run, versions
 
 VECTOR_STEPS_PER_ADVANCE = 16
-"""How often, in vector steps, the loop looks whether something is due or a signal has come."""
+"""How often, in vector steps, the loop looks whether a signal has come."""
 
 
 class Interaction:
@@ -156,7 +156,7 @@ def train(
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            progress = advance(min(min(events) - env_steps, VECTOR_STEPS_PER_ADVANCE * config.num_envs))
+            progress = advance(min(min(events) - env_steps, stride(advance, config)))
             env_steps += progress.env_steps
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
@@ -184,6 +184,11 @@ def make_advance(agent: Agent, env: VecEnv, make_env: Callable[[int, str], VecEn
         return agent.advance(env, make_env)
     generator = Streams(config.seed).torch("policy", device=config.device)
     return Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, generator))
+
+
+def stride(advance: Advance, config: TrainConfig) -> int:
+    """Environment steps to ask for at a time: in between, the loop looks whether a signal has come."""
+    return advance.stride if isinstance(advance, HasWorkers) else VECTOR_STEPS_PER_ADVANCE * config.num_envs
 
 
 def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tally) -> tuple[int, float, State]:

@@ -149,7 +149,7 @@ def test_the_value_bootstraps_at_a_time_limit_from_the_true_last_observation() -
     settings = a3c.Settings(gamma=0.8, hidden_sizes=[16], learning_rate=5e-3, learning_rate_end=None, rollout_steps=8)
     agent = a3c.make_agent(settings, Task(env.spec, 10_000, torch.device("cpu"), streams))
     worker = learner(agent, factory, 8)
-    for _ in range(400):
+    for _ in range(250):
         worker.learn(0)
     value = agent.net(torch.zeros(1, 1), agent.net.initial_state(1), torch.zeros(1, dtype=torch.bool))[1]
     assert float(value.detach()) == pytest.approx(5.0, abs=0.1)
@@ -191,6 +191,7 @@ RUN = (
     "num_envs=4",
     "total_env_steps=1200",
     "agent.hidden_sizes=[8]",
+    "agent.rollout_steps=4",
     "log.every_env_steps=200",
     "eval.every_env_steps=400",
     "eval.episodes=2",
@@ -334,10 +335,9 @@ def test_with_several_workers_a_checkpoint_holds_all_but_the_order_to_come() -> 
     continued.load_state_dict(running)
     assert_same_state(restored.state_dict(), saved)
     assert_same_state(continued.state_dict(), running)
-    progress = continued(200)
+    continued(200)
     counters = restored.state_dict()["counters"]
-    assert counters["updates"] == saved["counters"]["updates"] + len(progress.metrics)
-    assert counters["env_steps"] >= saved["counters"]["env_steps"] + 200 - 3 * 8
+    assert counters["env_steps"] == 8 * counters["updates"] >= saved["counters"]["env_steps"] + 200 - 3 * 8
 
 
 def wait_for(condition: Callable[[], Any], within_s: float = 60.0) -> None:
