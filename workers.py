@@ -64,9 +64,9 @@ class Crew:
             process = context.Process(target=_work, args=(theirs,), name=f"{role}-{index}", daemon=False)
             process.start()
             theirs.close()  # so that the pipe ends when the worker does
-            ours.send((build, own))
             self._pipes.append(ours)
             self._processes.append(process)
+            self._send(index, (build, own))
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -83,8 +83,7 @@ class Crew:
     def call(self, index: int, method: str, *arguments: Any) -> None:
         """Asks one worker to call a method of its object. Calls of one worker are answered in order."""
         self._waiting[index].append(time.monotonic())
-        with contextlib.suppress(OSError):  # it has ended; `answers` says how
-            self._pipes[index].send((method, arguments))
+        self._send(index, (method, arguments))
 
     def answers(self) -> list[tuple[int, Any]]:
         """Waits until a call is answered; returns all answers that are there, each with its worker's index.
@@ -117,6 +116,10 @@ class Crew:
     def close(self) -> None:
         """Ends the processes at once."""
         self._end()
+
+    def _send(self, index: int, message: Any) -> None:
+        with contextlib.suppress(OSError):  # it has ended; `answers` says how
+            self._pipes[index].send(message)
 
     def _receive_some(self) -> None:
         """Waits for messages and takes one from each pipe that has any."""
