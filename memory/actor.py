@@ -1,4 +1,4 @@
-"""What actor-critic agents share: the policy that fills a rollout, and what they learn from it."""
+"""What actor-critic agents share: the policy that fills a rollout, and what is learned from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contract import Acted, Mode, Obs, State, to_device
 from faults import ConfigError
-from memory.rollout import Rollout, map_obs
+from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
 from rules.returns import gae
 
@@ -52,16 +52,17 @@ class ActorCriticPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        device, state = self._state.device, self._state
-        start = episode_start.to(device)
-        parameters, value, self._state = self._net(to_device(obs, device), state, start)
+        device, state = self._state.device, self._state.clone()
+        start = episode_start.to(device, copy=True)  # the environment may write its next step into the tensor it gave
+        parameters, value, next_state = self._net(to_device(obs, device), state, start)
+        self._state.copy_(next_state)  # in place: a captured CUDA graph reads it where it was
         if self._greedy:
             raw = self._distribution.mode(parameters)
         else:
             raw = self._distribution.sample(parameters, self._generator)
         extras = {"raw_action": raw, "log_prob": self._distribution.log_prob(parameters, raw), "value": value}
         if state.shape[1]:
-            extras |= {"state": state, "next_state": self._state, "episode_start": start}
+            extras |= {"state": state, "next_state": next_state, "episode_start": start}
         home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
         return Acted(self._distribution.to_action(raw).to(home), {k: v.to(home) for k, v in extras.items()})
 
@@ -70,7 +71,7 @@ class ActorCriticPolicy:
 
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
-        self._state = state["state"].to(self._state.device)
+        self._state.copy_(state["state"])
 
 
 class Experience(NamedTuple):
@@ -149,16 +150,12 @@ class Experience(NamedTuple):
         order = torch.randperm(whole.value.shape[1], generator=generator, device=self.value.device)
         for first in range(0, len(order), columns):
             chosen = order[first : first + columns]
-            rows = [_select(part, chosen) for part in whole[:-1]]
+            rows = [select_columns(part, chosen) for part in whole[:-1]]
             yield Experience._make([*rows, whole.state.index_select(0, chosen)])
 
     def _as_single_steps(self) -> Experience:
         rows = [map_obs(lambda part: part.flatten(0, 1)[None], part) for part in self[:-1]]
         return Experience._make([*rows, self.state.new_zeros(self.value.numel(), 0)])
-
-
-def _select(obs: Any, columns: Tensor) -> Any:
-    return map_obs(lambda part: part.index_select(1, columns), obs)
 
 
 class MeanImage:

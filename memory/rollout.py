@@ -152,12 +152,8 @@ class Rollout:
         self.position = int(state["position"])
         if not self.position:
             return
-        steps = slice(0, self.position)
         for name in _COLUMNS:
-            stored = state[name]
-            column = stored.new_zeros((self.length, *stored.shape[1:]))
-            column[steps] = stored
-            setattr(self, name, column)
+            setattr(self, name, _padded(state[name], self.length))
         self.extras = {name: _padded(part, self.length) for name, part in state["extras"].items()}
         self.obs = map_obs(lambda part: _padded(part, self.length), state["obs"])
         if "next_obs" in state:
@@ -167,7 +163,7 @@ class Rollout:
 
     def _allocate(self, transition: Transition, reward: Tensor, extras: Mapping[str, Tensor]) -> None:
         def rows(part: Tensor) -> Tensor:
-            return torch.zeros((self.length, *part.shape), dtype=part.dtype, device=part.device)
+            return _rows(part, self.length)
 
         self.reward, self.action = rows(reward), rows(transition.action)
         self.terminal, self.episode_end = rows(transition.terminal), rows(transition.episode_end)
@@ -197,10 +193,29 @@ def _step_of(item: tuple[str, Any]) -> int:
     return int(item[0])
 
 
+def _rows(step: Tensor, length: int) -> Tensor:
+    """(length, *step.shape) zeros; images lie channels last in memory, turned once instead of in every epoch."""
+    if step.dim() != 4:
+        return step.new_zeros((length, *step.shape))
+    n, channels, height, width = step.shape
+    return step.new_zeros((length, n, height, width, channels)).permute(0, 1, 4, 2, 3)
+
+
 def _padded(stored: Tensor, length: int) -> Tensor:
-    rows = stored.new_zeros((length, *stored.shape[1:]))
+    rows = _rows(stored[0], length)
     rows[: len(stored)] = stored
     return rows
+
+
+def select_columns(obs: Any, columns: Tensor) -> Any:
+    """Some environments of a stored tensor or dict: (T, N, ...) and (K,) -> (T, K, ...); images stay channels last."""
+
+    def select(part: Tensor) -> Tensor:
+        if part.dim() != 5:
+            return part.index_select(1, columns)
+        return part.permute(0, 1, 3, 4, 2).index_select(1, columns).permute(0, 1, 4, 2, 3)
+
+    return map_obs(select, obs)
 
 
 def map_obs(function: Callable[[Tensor], Tensor], obs: Any) -> Any:

@@ -14,6 +14,7 @@ from gymnasium.spaces import Box
 
 from agents import ppo
 from contract import Mode, Streams
+from envs.device.cartpole import make_cartpole
 from memory.actor import Experience
 from tests.agents import actor_critic as oracle
 from tests.probes import PROBES, Cue, host, task, train
@@ -127,6 +128,24 @@ def test_a_recurrent_policy_remembers_a_cue(core: str) -> None:
 
 def test_without_memory_the_cue_is_forgotten() -> None:
     assert answers_right("none", env_steps=4_000) == pytest.approx(0.5, abs=0.15)
+
+
+def test_device_environments_write_over_nothing_that_a_rollout_keeps() -> None:
+    """Their tensors are theirs to reuse; replaying the rollout still gives the probabilities of acting."""
+    env = make_cartpole(8, np.arange(8, dtype=np.uint32))
+    settings = ppo.Settings(rollout_steps=64, core="lstm", core_dim=8, hidden_sizes=[8])
+    agent = ppo.make_agent(settings, task(env))  # type: ignore[arg-type]
+    policy = agent.policy(Mode("train"), 8, torch.Generator().manual_seed(0))
+    agent.update = dict  # type: ignore[method-assign, assignment]
+    Interaction(agent, env, policy)(8 * 64)
+    rollout = agent.rollout
+    experience = Experience.of(rollout, agent.net, 0.99, 0.95, torch.device("cpu"))
+    parameters, value, _ = agent.net.unroll(experience.obs, experience.state, experience.episode_start)
+    log_prob = agent._distribution.log_prob(parameters, experience.raw_action)
+    assert torch.equal(experience.episode_start[1:], rollout.episode_end[:-1])
+    assert experience.episode_start[1:].sum() > 8
+    assert torch.allclose(log_prob, experience.log_prob, atol=1e-6)
+    assert torch.allclose(value, experience.value, atol=1e-5)
 
 
 @pytest.mark.parametrize("core", ["none", "lstm"])

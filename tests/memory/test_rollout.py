@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from torch import Tensor
 from contract import EnvSpec, Mode, Obs, State, Streams, Transition
 from envs.host import HostVecEnv, agent_view
 from memory.actor import ActorCriticPolicy, Experience
-from memory.rollout import Rollout, rollout_bytes
+from memory.rollout import Rollout, rollout_bytes, select_columns
 from networks.actor_critic import NetworkSettings, make_actor_critic
 from rules.distributions import Categorical
 from tests.probes import PROBES
@@ -277,3 +278,19 @@ def test_the_forecast_of_its_size_is_near_what_it_takes() -> None:
     step = transition(obs, obs, [0.0] * 8, [False] * 8, [False] * 8)
     rollout.add(step, step.reward, {"value": step.reward})
     assert rollout_bytes(16, spec, 0) == pytest.approx(rollout.obs.nbytes, rel=0.05)
+
+
+def test_images_are_kept_channels_last() -> None:
+    """Turned once, when they are stored; what is read back is what was told."""
+    rng = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 2, 5, 4), dtype=torch.uint8, generator=rng) for _ in range(3)]
+    rollout = Rollout(2)
+    for image, following in itertools.pairwise(images):
+        step = transition(image, following, [0.0] * 3, [False] * 3, [False] * 3)
+        rollout.add(step, step.reward, {"value": step.reward})
+    columns = torch.tensor([2, 0])
+    chosen = select_columns(rollout.obs, columns)
+    assert torch.equal(rollout.obs, torch.stack(images[:2]))
+    assert torch.equal(chosen, torch.stack(images[:2])[:, columns])
+    for image in (rollout.obs[0], chosen[1], chosen.flatten(0, 1)):
+        assert image.is_contiguous(memory_format=torch.channels_last)
