@@ -206,7 +206,7 @@ class ActorLearner:
             transition, self._obs, ended = self._env.step(acted.action)
             reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
             self._rollout.add(transition, reward, acted.extras)
-            self._episode_start = transition.episode_end
+            self._episode_start = transition.episode_end | ~transition.valid
             episodes += ended
         return int(self._rollout.valid.sum()), episodes
 
@@ -374,7 +374,7 @@ class A3CAdvance:
                 assert isinstance(obs, Tensor)
                 image.add(obs)
             transition, obs, ended = env.step(policy.act(obs, episode_start).action)
-            episode_start = transition.episode_end
+            episode_start = transition.episode_end | ~transition.valid
             taken += int(transition.valid.sum())
             episodes += ended
         if agent.settings.center_pixels:
