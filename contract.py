@@ -295,6 +295,20 @@ class Advance(Protocol):
 
 
 @runtime_checkable
+class HasWorkers(Protocol):
+    """An `Advance` whose work other processes do."""
+
+    def salvage(self) -> Progress:
+        """After a fault: waits for those that still work, and returns what the loop has not been told yet. With it the
+        agent's state is whole and may be saved."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes."""
+        ...
+
+
+@runtime_checkable
 class BringsAdvance(Protocol):
     """An agent that does not train by act, step, observe, update on one thread.
 

@@ -130,7 +130,7 @@ def _train(
 
     from agents import load_algorithm
     from contract import Mode, Streams, Task
-    from envs.make import make_env
+    from envs.make import EnvFactory, make_env
     from training.loop import check_memory, finished_env_steps, train
     from training.process import choose_device
 
@@ -169,7 +169,7 @@ def _train(
             env_steps = train(
                 agent,
                 env,
-                lambda num_envs, stream: make_env(env_config, num_envs, streams, stream),
+                EnvFactory(env_config, streams),
                 lambda: (make_env(capped, config.eval.num_envs, streams, "eval"), cap),
                 config,
                 run,

@@ -63,23 +63,24 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
 
     from agents import load_algorithm
     from contract import BringsAdvance, Mode, Streams, Task
-    from envs.make import make_env
-    from training.loop import Interaction
+    from envs.make import EnvFactory
+    from training.loop import Interaction, stride
 
     algorithm = load_algorithm(plain["agent"]["algorithm"])
     streams = Streams(0)
     env_config = typed(env_settings.settings_class(plain["env"]["id"]), plain["env"], "env")
-    env = make_env(env_config, config.num_envs, streams, "train")
+    make_env = EnvFactory(env_config, streams)
+    env = make_env(config.num_envs, "train")
     settings = typed(algorithm.Settings, plain["agent"], "agent")
     agent = algorithm.make_agent(settings, Task(env.spec, config.total_env_steps, torch.device("cpu"), streams))
     if isinstance(agent, BringsAdvance):
-        advance: Any = agent.advance(env, lambda n, name: make_env(env_config, n, streams, name))
+        advance: Any = agent.advance(env, make_env)
     else:
         advance = Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, streams.torch("policy")))
     advance(2_048)  # past the start of learning, allocators and kernels warm
     env_steps, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        env_steps += advance(256).env_steps
+        env_steps += advance(max(256, stride(advance, config))).env_steps
     elapsed = time.perf_counter() - began
     env.close()
     return {"env_steps": env_steps, "seconds": elapsed, "env_steps_per_s": env_steps / elapsed}

@@ -90,6 +90,19 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     )
 
 
+class EnvFactory:
+    """`make_env` for one configuration, as a thing that can be sent to another process."""
+
+    def __init__(self, settings: EnvSettings, streams: Streams) -> None:
+        self._settings, self._streams = settings, streams
+        self._registered = known_spec(settings.id)
+
+    def __call__(self, num_envs: int, stream: str) -> VecEnv:
+        """Builds `num_envs` environments with the episode seeds of `stream`."""
+        gym.registry.setdefault(self._registered.id, self._registered)  # a new process knows Gymnasium's own ids only
+        return make_env(self._settings, num_envs, self._streams, stream)
+
+
 def driving_config_of(settings: DrivingSettings, streams: Streams, stream: str) -> DrivingConfig:
     """Every parameter of a driving environment. Unless `env.city_seed` is set, each stream has cities of its own: those
     of the evaluation are never seen in training."""

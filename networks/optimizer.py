@@ -1,10 +1,11 @@
-"""Optimiser state as plain nested dicts, so that checkpoints need no pickle."""
+"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; an optimiser that processes share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -25,3 +26,48 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for index, values in saved.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class SharedRMSProp:
+    """RMSProp whose weights and statistics lie in memory that processes share. Nobody takes a lock.
+
+    Two processes that step at once may each overwrite a little of what the other did; the algorithm lives with that.
+
+    Equation:
+        g = decay * g + (1 - decay) * gradient**2
+        weight = weight - learning_rate * gradient / (sqrt(g) + epsilon)
+
+    Source:
+        Tieleman and Hinton 2012, lecture 6.5; shared as in Mnih et al. 2016, arXiv:1602.01783, section 4 and supplement
+        1, where epsilon is added under the root. Here it stands where `torch.optim.RMSprop` has it.
+    """
+
+    def __init__(self, net: nn.Module, decay: float, epsilon: float) -> None:
+        """Moves the weights of `net` to shared memory, beside statistics that begin at zero.
+
+        Args:
+            net: the weights to learn, on the CPU.
+            decay: alpha of the equation, in [0, 1).
+            epsilon: positive.
+        """
+        net.share_memory()
+        self._weights = [parameter.detach() for parameter in net.parameters()]
+        self._square_avg = [torch.zeros_like(weight) for weight in self._weights]
+        for square_avg in self._square_avg:
+            square_avg.share_memory_()  # type: ignore[no-untyped-call]
+        self._decay, self._epsilon = decay, epsilon
+
+    def step(self, gradients: list[Tensor], learning_rate: float) -> None:
+        """Applies gradients, one for each weight and of its shape, wherever they were computed."""
+        torch._foreach_mul_(self._square_avg, self._decay)
+        torch._foreach_addcmul_(self._square_avg, gradients, gradients, value=1 - self._decay)
+        root = torch._foreach_sqrt(self._square_avg)
+        torch._foreach_add_(root, self._epsilon)
+        torch._foreach_addcdiv_(self._weights, gradients, root, value=-learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): square_avg.clone() for index, square_avg in enumerate(self._square_avg)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for index, square_avg in enumerate(self._square_avg):
+            square_avg.copy_(state[str(index)])

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("contract", "faults", "rules", "networks", "memory", "envs", "agents", "training", "vision")
+ROOMS = ("contract", "faults", "workers", "rules", "networks", "memory", "envs", "agents", "training", "vision")
 MAY_IMPORT = {
     "faults": set(),
+    "workers": {"faults"},
     "contract": {"faults"},
     "rules": {"faults"},
     "networks": {"faults"},
     "memory": {"faults", "contract", "rules"},
     "envs": {"faults", "contract"},
-    "agents": {"faults", "contract", "rules", "networks", "memory"},
+    "agents": {"faults", "contract", "workers", "rules", "networks", "memory"},
     "training": {"faults", "contract"},
     "vision": {"faults", "contract", "networks", "training", "envs"},
 }

@@ -11,7 +11,20 @@ from typing import Any
 
 import torch
 
-from contract import Advance, Agent, BringsAdvance, Inspectable, Metrics, Mode, Policy, Progress, State, Streams, VecEnv
+from contract import (
+    Advance,
+    Agent,
+    BringsAdvance,
+    HasWorkers,
+    Inspectable,
+    Metrics,
+    Mode,
+    Policy,
+    Progress,
+    State,
+    Streams,
+    VecEnv,
+)
 from faults import CheckpointError, EnvError, NonFiniteError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
@@ -22,7 +35,7 @@ from training.process import warn
 from training.run import Run, versions
 
 VECTOR_STEPS_PER_ADVANCE = 16
-"""How often, in vector steps, the loop looks whether something is due or a signal has come."""
+"""How often, in vector steps, the loop looks whether a signal has come."""
 
 
 class Interaction:
@@ -126,19 +139,22 @@ def train(
     saver = Saver(run, config.checkpoint.keep)
     speed = Speed(env_steps)
 
-    def snapshot() -> State:
+    def save(must: bool, untold_env_steps: int = 0) -> None:
+        done = env_steps + untold_env_steps
         agent_state = agent.state_dict()
-        return {
+        state = {
             "policy": agent_state.pop("policy"),
             "agent": agent_state,
             "advance": advance.state_dict(),
             "tally": tally.state_dict(),
-            "loop": {"env_steps": env_steps, "best": best if best > float("-inf") else None},
-            "log": writer.state_dict(env_steps),
+            "loop": {"env_steps": done, "best": best if best > float("-inf") else None},
+            "log": writer.state_dict(done),
         }
+        saver.save(f"step_{done:09d}", state, done, must)
 
     periods = (config.log.every_env_steps, config.eval.every_env_steps, config.checkpoint.every_env_steps)
-    with writer, naming_last_checkpoint(run), LiveLine(config.total_env_steps, env_steps, config.log.progress) as line:
+    live_line = LiveLine(config.total_env_steps, env_steps, config.log.progress)
+    with writer, naming_last_checkpoint(run), minding_workers(advance, save), live_line as line:
         while env_steps < config.total_env_steps and not stop:
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
@@ -158,9 +174,9 @@ def train(
                     best = score
                     saver.save(f"best_{env_steps:09d}", {"policy": agent.policy_state_dict()}, env_steps)
             if save_due or last:
-                saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=last)
+                save(must=last)
         if stop and env_steps:
-            saver.save(f"step_{env_steps:09d}", snapshot(), env_steps, must=True)
+            save(must=True)
     return env_steps
 
 
@@ -187,6 +203,21 @@ def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tal
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} does not fit the run's configuration: {reason}") from error
+
+
+@contextlib.contextmanager
+def minding_workers(advance: Advance, save: Callable[[bool, int], None]) -> Iterator[None]:
+    """Saves what the workers have done when something breaks, and leaves none of them behind."""
+    if not isinstance(advance, HasWorkers):
+        yield
+        return
+    try:
+        yield
+    except (EnvError, NonFiniteError):
+        save(True, advance.salvage().env_steps)
+        raise
+    finally:
+        advance.close()
 
 
 @contextlib.contextmanager

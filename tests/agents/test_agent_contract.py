@@ -14,7 +14,7 @@ from agents import load_algorithm
 from contract import Agent, BringsAdvance, Mode, Streams, Task
 from envs import settings as env_settings
 from envs.host import HostVecEnv
-from envs.make import make_env
+from envs.make import EnvFactory, make_env
 from faults import ConfigError
 from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
 from training.loop import Interaction
@@ -22,6 +22,7 @@ from training.loop import Interaction
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
 SMALL = {
     "dqn": ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"],
+    "a3c": ["agent.num_workers=1"],
     "sb3_dqn": ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.gradient_steps=4"],
 }
 ENV_STEPS = 512
@@ -48,7 +49,7 @@ class Session:
         task = Task(self.env.spec, config.total_env_steps, torch.device("cpu"), self.streams)
         self.agent: Agent = algorithm.make_agent(settings, task)
         if isinstance(self.agent, BringsAdvance):
-            self.advance: Any = self.agent.advance(self.env, lambda n, s: make_env(env_config, n, self.streams, s))
+            self.advance: Any = self.agent.advance(self.env, EnvFactory(env_config, self.streams))
         else:
             policy = self.agent.policy(Mode("train"), 4, self.streams.torch("policy"))
             self.advance = Interaction(self.agent, self.env, policy)
