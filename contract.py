@@ -171,6 +171,20 @@ class VecEnv(Protocol):
         ...
 
 
+@runtime_checkable
+class StepsOnDevice(Protocol):
+    """Environments that can also be stepped with nobody looking at what came of it, so that nothing waits for a GPU."""
+
+    def launch(self, action: Tensor) -> tuple[Transition, Obs]:
+        """`VecEnv.step` without the list of episodes. Reads and writes the same memory in the same order at every second
+        call, so that a CUDA graph can be captured of any number of calls."""
+        ...
+
+    def drain(self) -> list[Episode]:
+        """The episodes that ended since the last call; of very many in one environment, the newest."""
+        ...
+
+
 class Acted(NamedTuple):
     """What a policy answers."""
 
@@ -291,6 +305,23 @@ class BringsAdvance(Protocol):
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:
         """Its own way to train on `env`; `make_env(num_envs, stream)` builds more environments for its workers."""
         ...
+
+
+class Fillable(Protocol):
+    """A rollout, as far as the one who fills it needs to know it."""
+
+    length: int
+    """Vector steps that it holds."""
+    position: int
+    """Vector steps that it holds now."""
+
+
+@runtime_checkable
+class LearnsFromRollouts(Protocol):
+    """An agent whose `update` learns when `rollout` is full, and empties it. What it does before, in `act` and `observe`,
+    depends on `rollout.position` and on tensors, on nothing else: recorded once, it can be replayed."""
+
+    rollout: Fillable
 
 
 class Inspection(NamedTuple):

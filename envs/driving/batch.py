@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.device.endings import KEPT
 from envs.driving import camera, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
@@ -158,6 +159,7 @@ class DrivingBatch:
         self.reward = wp.to_torch(self.outcome.reward)
         self.terminal = wp.to_torch(self.outcome.terminal)
         self.episode_end = wp.to_torch(self.outcome.episode_end)
+        self.ended = wp.to_torch(self.outcome.ended)
         self.action_tensor = wp.to_torch(self.action)
         self._torch_next_obs = {name: self._as_tensor(name, a) for name, a in self._next_obs.items()}
         self._torch_obs = [{name: self._as_tensor(name, a) for name, a in obs.items()} for obs in self._obs]
@@ -355,6 +357,6 @@ def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
 
 def _empty_outcome(n: int) -> Arrays:
     return {
-        name: np.zeros((n, len(rules.TALLIES)) if name == "ended_tally" else n, wp.dtype_to_numpy(var.type.dtype))
+        name: np.zeros((n, KEPT, len(rules.TALLIES))[: var.type.ndim], wp.dtype_to_numpy(var.type.dtype))
         for name, var in members(rules.Outcome).items()
     }

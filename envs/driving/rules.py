@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import warp as wp
 
+from envs.device.endings import SLOTS
 from envs.device.random import below, draw, episode_key, happens
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
@@ -121,14 +122,17 @@ class State:
 
 @wp.struct
 class Outcome:
-    """What a step answers, and what is left of the episode that ended last."""
+    """What a step answers, and the log of ended episodes."""
 
     reward: wp.array(dtype=wp.float32)
     terminal: wp.array(dtype=wp.bool)
     episode_end: wp.array(dtype=wp.bool)
-    ended_tally: wp.array2d(dtype=wp.int32)
-    ended_return: wp.array(dtype=wp.float64)
-    ended_key: wp.array(dtype=wp.uint32)
+    ended: wp.array(dtype=wp.int32)
+    """(N,) episodes that ended since the log was last read, see `envs.device.endings`."""
+    ended_tally: wp.array3d(dtype=wp.int32)
+    """(N, SLOTS, 8)."""
+    ended_return: wp.array2d(dtype=wp.float64)
+    ended_key: wp.array2d(dtype=wp.uint32)
 
 
 @wp.struct
@@ -456,12 +460,14 @@ def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome) -> None:
     """Begins the next episode where one has ended, and keeps the figures of the ended one."""
     i = first + wp.tid()
     if outcome.episode_end[i]:
+        slot = outcome.ended[i] % SLOTS
         k = int(0)
         while k < state.tally.shape[1]:
-            outcome.ended_tally[i, k] = state.tally[i, k]
+            outcome.ended_tally[i, slot, k] = state.tally[i, k]
             k += 1
-        outcome.ended_return[i] = state.episode_return[i]
-        outcome.ended_key[i] = state.key[i]
+        outcome.ended_return[i, slot] = state.episode_return[i]
+        outcome.ended_key[i, slot] = state.key[i]
+        outcome.ended[i] += 1
         state.episode[i] += 1
         begin(maps, state, i)
 
