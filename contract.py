@@ -176,8 +176,8 @@ class StepsOnDevice(Protocol):
     """Environments that can also be stepped with nobody looking at what came of it, so that nothing waits for a GPU."""
 
     def launch(self, action: Tensor) -> tuple[Transition, Obs]:
-        """`VecEnv.step` without the list of episodes. Reads and writes the same memory in the same order at every second
-        call, so that a CUDA graph can be captured of any number of calls."""
+        """`VecEnv.step` without the list of episodes. What a series of calls does is the same operations on the same
+        memory every time, so that a CUDA graph can be captured of it."""
         ...
 
     def drain(self) -> list[Episode]:
@@ -318,8 +318,8 @@ class Fillable(Protocol):
 
 @runtime_checkable
 class LearnsFromRollouts(Protocol):
-    """An agent whose `update` learns when `rollout` is full, and empties it. What it does before, in `act` and `observe`,
-    depends on `rollout.position` and on tensors, on nothing else: recorded once, it can be replayed."""
+    """An agent whose `update` learns when `rollout` is full, and empties it. What it does before, in `act` and
+    `observe`, depends on `rollout.position` and on tensors, on nothing else: recorded once, it can be replayed."""
 
     rollout: Fillable
 

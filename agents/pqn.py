@@ -1,8 +1,8 @@
-"""Parallelised Q-network (PQN): Q-learning on rollouts of many environments, with neither a replay nor a target network.
+"""Parallelised Q-network (PQN): Q-learning on rollouts of many environments, without a replay or a target network.
 
 What keeps it stable instead is layer normalisation, and that the data are fresh and many. After every T steps of N
-environments the Q(lambda) targets are computed once, backwards, from the action values of the moment of acting; then the
-network is fitted to them in minibatches, for a few epochs.
+environments the Q(lambda) targets are computed once, backwards, from the action values of the moment of acting; then
+the network is fitted to them in minibatches, for a few epochs.
 
 Sources:
     Gallici et al. 2024, "Simplifying Deep Temporal Difference Learning", arXiv:2407.04811, Algorithm 1.
@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, NonFiniteError, check_choice, check_range
-from memory.rollout import Rollout
+from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
 from networks.heads import QHead
 from networks.optimizer import load_optimizer_state, optimizer_state
@@ -183,6 +182,7 @@ class PQN:
         self._device = task.device
         self.q_net = q_net
         self.rollout = Rollout(settings.rollout_steps)
+        self.memory_bytes = rollout_bytes(settings.rollout_steps, task.spec, 0)
         self.optimizer = torch.optim.Adam(
             q_net.parameters(), settings.learning_rate, eps=settings.adam_epsilon, fused=True
         )
@@ -190,13 +190,6 @@ class PQN:
         self._epsilon = torch.full((), settings.epsilon_start, device=task.device)
         self._env_steps = 0
         self._updates = 0
-
-    @property
-    def memory_bytes(self) -> int:
-        space = self._task.spec.observation_space
-        parts = space.values() if hasattr(space, "values") else [space]
-        row = sum(int(np.prod(part.shape or (1,))) * np.dtype(part.dtype).itemsize for part in parts)
-        return self._settings.rollout_steps * self._task.spec.num_envs * (row + 24)
 
     @property
     def epsilon(self) -> float:
@@ -238,12 +231,12 @@ class PQN:
         size = min(s.minibatch_size, len(target))
         for _ in range(s.epochs):
             order = torch.randperm(len(target), generator=self._generator, device=self._device)
-            for rows in order[: len(target) // size * size].split(size):
+            for rows in order.unfold(0, size, size):
                 q = self.q_net(_pick(obs, rows)).gather(1, action[rows][:, None]).squeeze(1)
                 weight = valid[rows].float()
                 loss = 0.5 * ((q - target[rows]).square() * weight).sum() / weight.sum().clamp(min=1)
                 self.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), s.max_grad_norm)
                 losses.append(loss.detach())
                 norms.append(norm)

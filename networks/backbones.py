@@ -7,7 +7,7 @@ codes: names, not amounts. They enter one-hot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +22,7 @@ from faults import ConfigError
 BACKBONES = ("auto", "mlp", "nature_cnn", "nips_cnn", "small_cnn")
 MAX_CODES = 64
 """A space of bytes with fewer values than this holds class codes; brightness has 256."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
 
 
 class Backbone(nn.Module):
@@ -36,6 +37,7 @@ def make_backbone(
     hidden_sizes: Sequence[int],
     center_pixels: bool = False,
     bfloat16: bool = False,
+    activation: str = "relu",
     layer_norm: bool = False,
 ) -> Backbone:
     """Builds a backbone for the observations of `space`.
@@ -47,6 +49,7 @@ def make_backbone(
         hidden_sizes: layer widths of an `mlp`; the last is the feature size. CNNs have their papers' sizes.
         center_pixels: whether a CNN subtracts a mean image, which is to be given to `CNN.center`.
         bfloat16: whether a CNN computes in bfloat16; its weights and features stay float32.
+        activation: of an `mlp`, one of `ACTIVATIONS`.
         layer_norm: whether every layer is normalised before its nonlinearity.
 
     Raises:
@@ -58,7 +61,7 @@ def make_backbone(
         names = {part: name if is_image(sense) else "mlp" for part, sense in space.items()}
         return Fusion(
             {
-                part: make_backbone(names[part], sense, hidden_sizes, False, bfloat16, layer_norm)
+                part: make_backbone(names[part], sense, hidden_sizes, False, bfloat16, activation, layer_norm)
                 for part, sense in space.items()
             }
         )
@@ -68,7 +71,7 @@ def make_backbone(
     if center_pixels and (not image or name == "mlp"):
         raise ConfigError(f"agent.center_pixels needs a CNN on images, not {name} on {space}")
     if name == "mlp":
-        return MLP(make_input(space), hidden_sizes, layer_norm)
+        return MLP(make_input(space), hidden_sizes, activation, layer_norm)
     if not image:
         raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
     assert space.shape is not None
@@ -148,11 +151,18 @@ class Flatten(Backbone):
 
 
 class MLP(Backbone):
-    """Fully connected layers with ReLU, normalised before it with `layer_norm`: (N, ...) -> (N, out_dim)."""
+    """Fully connected layers, each with its activation, normalised before it if wanted: (N, ...) -> (N, out_dim)."""
 
-    def __init__(self, input_layer: Backbone, hidden_sizes: Sequence[int], layer_norm: bool = False) -> None:
+    def __init__(
+        self,
+        input_layer: Backbone,
+        hidden_sizes: Sequence[int],
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.input_layer = input_layer
+        self.activation = ACTIVATIONS[activation]
+        self.input_layer: nn.Module = input_layer
         width = input_layer.out_dim
         self.layers = nn.ModuleList()
         for size in hidden_sizes:
@@ -166,7 +176,7 @@ class MLP(Backbone):
     def forward(self, obs: Tensor) -> Tensor:
         x: Tensor = self.input_layer(obs)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = F.relu(norm(layer(x)))
+            x = self.activation(norm(layer(x)))
         return x
 
 

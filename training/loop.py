@@ -31,8 +31,8 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
 from training.logging import LiveLine, Speed, Tally, Writer
-from training.pictures import table_picture
 from training.on_device import RolloutInteraction
+from training.pictures import table_picture
 from training.process import warn
 from training.run import Run, versions
 

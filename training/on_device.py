@@ -34,6 +34,7 @@ class RolloutInteraction:
         self._episode_start = torch.ones(0, dtype=torch.bool)
         self._rollouts = 0  # since the memory was last arranged anew
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._carried: list[tuple[Tensor, Tensor]] = []  # where a replay leaves what the next one looks for elsewhere
 
     def __call__(self, env_steps: int) -> Progress:
         taken, episodes, metrics = 0, list[Episode](), list[Metrics]()
@@ -54,6 +55,8 @@ class RolloutInteraction:
             self._play()
         else:
             self._graph.replay()
+            for begin, end in self._carried:
+                begin.copy_(end)
             self._rollout.position = self._rollout.length
         self._rollouts += 1
 
@@ -76,15 +79,20 @@ class RolloutInteraction:
 
     def _capture(self) -> None:
         """Records a rollout; nothing of it happens before the graph is replayed."""
-        first, start = self._obs, self._episode_start
+        first, before = (self._obs, self._episode_start), self._carries()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         with torch.cuda.graph(graph):
             self._play()
-            for begin, end in zip((*tensors(first), start), (*tensors(self._obs), self._episode_start), strict=True):
-                if begin.data_ptr() != end.data_ptr():  # the next replay looks for them where this one began
-                    begin.copy_(end)
-        self._obs, self._episode_start, self._graph = first, start, graph
+        pairs = zip(before, self._carries(), strict=True)
+        self._carried = [(begin, end) for begin, end in pairs if begin.data_ptr() != end.data_ptr()]
+        (self._obs, self._episode_start), self._graph = first, graph
+
+    def _carries(self) -> list[Tensor]:
+        """What one step hands to the next: the observation, where episodes start, a recurrent state."""
+        state = self._policy.state_dict()
+        recurrent = [state[name] for name in sorted(state) if isinstance(state[name], Tensor)]
+        return [*tensors(self._obs), self._episode_start, *(part for part in recurrent if part.is_cuda)]
 
     def state_dict(self) -> State:
         return {

@@ -6,6 +6,8 @@ k % KEPT, and `count` says how many there were: if they were more than `KEPT`, t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import warp as wp
@@ -38,6 +40,7 @@ def read_log(count: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.repeat(env, kept)), torch.from_numpy(number % KEPT)
 
 
-def entries(log: wp.array, env: Tensor, slot: Tensor) -> NDArray[np.generic]:
+def entries(log: Any, env: Tensor, slot: Tensor) -> NDArray[Any]:
     """(N, KEPT, ...) on the device -> (K, ...): the entries that `read_log` named."""
-    return wp.to_torch(log)[env, slot].cpu().numpy()
+    on_device: Tensor = wp.to_torch(log)
+    return on_device[env, slot].cpu().numpy()
