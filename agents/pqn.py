@@ -184,7 +184,7 @@ class PQN:
         self.rollout = Rollout(settings.rollout_steps)
         self.memory_bytes = rollout_bytes(settings.rollout_steps, task.spec, 0)
         self.optimizer = torch.optim.Adam(
-            q_net.parameters(), settings.learning_rate, eps=settings.adam_epsilon, fused=True
+            q_net.parameters(), settings.learning_rate, eps=settings.adam_epsilon, fused=task.device.type != "meta"
         )
         self._generator = task.streams.torch("minibatches", device=task.device)
         self._epsilon = torch.full((), settings.epsilon_start, device=task.device)
@@ -241,8 +241,8 @@ class PQN:
                 losses.append(loss.detach())
                 norms.append(norm)
                 finite &= torch.isfinite(losses[-1] + norm)
-                # A step that is not finite is left out where it is found out, on the device; nobody waits for it.
-                self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+                if self._device.type != "meta":  # a fused step that would not be finite leaves itself out
+                    self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
                 self.optimizer.step()
                 self._updates += 1
         loss, grad_norm = torch.stack(losses).mean(), torch.stack(norms).mean()

@@ -8,6 +8,7 @@ codes: names, not amounts. They enter one-hot.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -250,7 +251,7 @@ class CNN(Backbone):
         # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as
         # scaling and subtracting on millions of pixels.
         kernel = self.first.weight * (1 / 64 if self.center_pixels else 1 / 255)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.computes_bfloat16):
+        with torch.autocast(image.device.type, torch.bfloat16) if self.computes_bfloat16 else nullcontext():
             x = image.to(torch.float32, memory_format=torch.channels_last)
             x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
             if self.center_pixels:
