@@ -99,7 +99,10 @@ def test_learns_the_values_of_a_probe(probe: str, obs: list[float], expected: li
     np.testing.assert_allclose(q, expected, atol=0.3 if probe == "time limit" else 0.05)
 
 
-def small_agent(settings: Settings, num_envs: int = 2, space: gym.Space = Box(-10, 10, (1,), np.float32)) -> PQN:
+NUMBER = Box(-10, 10, (1,), np.float32)
+
+
+def small_agent(settings: Settings, num_envs: int = 2, space: gym.Space = NUMBER) -> PQN:
     spec = EnvSpec("test", space, Discrete(2), num_envs)
     return make_agent(settings, Task(spec, 1_000, torch.device("cpu"), Streams(0)))
 

@@ -1,4 +1,4 @@
-"""Rollouts on the device: the same steps as the usual interaction, exact resume, and nothing that waits for the device."""
+"""Rollouts on the device: the same steps as the usual interaction, exact resume, nothing that waits for the device."""
 
 from __future__ import annotations
 
