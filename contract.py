@@ -177,6 +177,20 @@ class VecEnv(Protocol):
         ...
 
 
+@runtime_checkable
+class StepsOnDevice(Protocol):
+    """Environments that can also be stepped with nobody looking at what came of it, so that nothing waits for a GPU."""
+
+    def launch(self, action: Tensor) -> tuple[Transition, Obs]:
+        """`VecEnv.step` without the list of episodes. What a series of calls does is the same operations on the same
+        memory every time, so that a CUDA graph can be captured of it."""
+        ...
+
+    def drain(self) -> list[Episode]:
+        """The episodes that ended since the last call; of very many in one environment, the newest."""
+        ...
+
+
 class Acted(NamedTuple):
     """What a policy answers."""
 
@@ -318,6 +332,23 @@ class BringsAdvance(Protocol):
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:
         """Its own way to train on `env`; `make_env(num_envs, stream)` builds more environments for its workers."""
         ...
+
+
+class Fillable(Protocol):
+    """A rollout, as far as the one who fills it needs to know it."""
+
+    length: int
+    """Vector steps that it holds."""
+    position: int
+    """Vector steps that it holds now."""
+
+
+@runtime_checkable
+class LearnsFromRollouts(Protocol):
+    """An agent whose `update` learns when `rollout` is full, and empties it. What it does before, in `act` and
+    `observe`, depends on `rollout.position` and on tensors, on nothing else: recorded once, it can be replayed."""
+
+    rollout: Fillable
 
 
 class Inspection(NamedTuple):

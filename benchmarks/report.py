@@ -216,6 +216,54 @@ def textbook() -> str:
     return "\n".join(lines)
 
 
+def driving() -> str:
+    """Table of learning to drive beside the planner and random actions; draws the curves."""
+    result = load("driving")
+    parts = result["parts"]
+    lines = [
+        "| cities never seen in training | success | collisions | SPL | trained for |",
+        "|---|---|---|---|---|",
+    ]
+
+    def row(name: str, figures: dict[str, Any], trained: str) -> str:
+        shares = [
+            f"{100 * m:.1f} % [{100 * a:.1f}, {100 * b:.1f}]" for m, a, b in (figures["success"], figures["collision"])
+        ]
+        spl, low, high = figures["spl"]
+        return f"| {name} | {shares[0]} | {shares[1]} | {spl:.3f} [{low:.3f}, {high:.3f}] | {trained} |"
+
+    axes = picture("seconds of training", "success, last 100 training episodes")
+    for part in ("route", "traffic", "lane_keep", "events"):
+        found = parts[part]
+        trained = f"{found['env_steps'] / 1e6:.1f}M steps, {found['wall_s']:.0f} s"
+        lines.append(row(f"**{found['env']}**, `agent=pqn`", found["pqn"], trained))
+        lines.append(row("the planner, which knows the map", found["planner"], ""))
+        if part == "route":
+            ppo = parts["sb3"]
+            trained = f"{ppo['env_steps'] / 1e6:.1f}M steps, {ppo['wall_s']:.0f} s"
+            lines.append(row("Stable-Baselines3's PPO through `gym.make`", ppo["ppo"], trained))
+        lines.append(row("random actions", found["random"], ""))
+        axes.plot([r[1] for r in found["curve"]], [r[2] for r in found["curve"]], label=found["env"], lw=2)
+    axes.set_ylim(0, 1.02)
+    finish(axes, "driving_learning", "PQN learns to drive, with exploration")
+    runs = parts["cartpole"]["runs"]
+    solved = sum(run["mean_reward"] >= 475 for run in runs)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{parts['route']['pqn']['episodes']:,} greedy episodes each, with 95 % intervals over episodes; one "
+            "training run each (`python train.py experiment=driving_route`, and so on), wall-clock of the whole "
+            f"command, on {machine(result)}. SPL is success weighted by shortest over driven length. On device "
+            f"CartPole-v1 PQN reaches 475 or more in {solved} of {len(runs)} seeds after "
+            f"{statistics.median(run['training_s'] for run in runs):.1f} s of training (median), "
+            f"{statistics.median(run['wall_s'] for run in runs):.1f} s with the start of Python.",
+            "",
+            "![Learning to drive](benchmarks/results/driving_learning.png)",
+        ]
+    )
+
+
 def picture(x: str, y: str) -> Any:
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -242,6 +290,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "tabular_boxes": tabular_boxes,
     "planning": planning,
     "textbook": textbook,
+    "driving": driving,
 }
 
 

@@ -17,11 +17,13 @@ from contract import (
     BringsAdvance,
     HasWorkers,
     Inspectable,
+    LearnsFromRollouts,
     Metrics,
     Mode,
     Policy,
     Progress,
     State,
+    StepsOnDevice,
     Streams,
     VecEnv,
 )
@@ -30,6 +32,7 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
 from training.logging import LiveLine, Speed, Tally, Writer
+from training.on_device import RolloutInteraction
 from training.pictures import table_picture
 from training.process import warn
 from training.run import Run, versions
@@ -185,7 +188,10 @@ def make_advance(agent: Agent, env: VecEnv, make_env: Callable[[int, str], VecEn
     if isinstance(agent, BringsAdvance):
         return agent.advance(env, make_env)
     generator = Streams(config.seed).torch("policy", device=config.device)
-    return Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, generator))
+    policy = agent.policy(Mode("train"), config.num_envs, generator)
+    if isinstance(agent, LearnsFromRollouts) and isinstance(env, StepsOnDevice):
+        return RolloutInteraction(agent, env, policy, generator)
+    return Interaction(agent, env, policy)
 
 
 def restore(path: Path, state: State, agent: Agent, advance: Advance, tally: Tally) -> tuple[int, float, State]:

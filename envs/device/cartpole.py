@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import EnvSpec, Episode
+from envs.device.endings import KEPT, SLOTS, entries
 from envs.device.random import draw, episode_key
 from envs.device.vec import DeviceVecEnv
 
@@ -53,13 +54,15 @@ class Carts:
 
 @wp.struct
 class Answer:
-    """What a step answers, and the length of the episode that ended last."""
+    """What a step answers, and the log of ended episodes."""
 
     reward: wp.array(dtype=wp.float32)
     terminal: wp.array(dtype=wp.bool)
     episode_end: wp.array(dtype=wp.bool)
-    ended_time: wp.array(dtype=wp.int32)
-    ended_key: wp.array(dtype=wp.uint32)
+    ended: wp.array(dtype=wp.int32)
+    """(N,) episodes that ended since the log was last read, see `envs.device.endings`."""
+    ended_time: wp.array2d(dtype=wp.int32)
+    ended_key: wp.array2d(dtype=wp.uint32)
 
 
 @wp.func
@@ -153,8 +156,10 @@ def step(
     ends = terminal or time >= LIMIT
     answer.episode_end[i] = ends
     if ends:
-        answer.ended_time[i] = time
-        answer.ended_key[i] = carts.key[i]
+        slot = answer.ended[i] % SLOTS
+        answer.ended_time[i, slot] = time
+        answer.ended_key[i, slot] = carts.key[i]
+        answer.ended[i] += 1
         carts.episode[i] += 1
         s = begin(carts, i)
     obs[i] = wp.vec4f(s)
@@ -168,11 +173,13 @@ class CartPoleBatch:
         self.carts, self.answer = Carts(), Answer()
         for struct in (self.carts, self.answer):
             for name, var in struct._cls.vars.items():
-                setattr(struct, name, wp.zeros(num_envs, dtype=var.type.dtype, device=device))
+                shape = (num_envs, KEPT) if name in ("ended_time", "ended_key") else num_envs
+                setattr(struct, name, wp.zeros(shape, dtype=var.type.dtype, device=device))
         self.action = wp.zeros(num_envs, dtype=wp.int64, device=device)
         self.action_tensor = wp.to_torch(self.action)
         self.reward = wp.to_torch(self.answer.reward)
         self.terminal, self.episode_end = wp.to_torch(self.answer.terminal), wp.to_torch(self.answer.episode_end)
+        self.ended = wp.to_torch(self.answer.ended)
         arrays = [wp.zeros(num_envs, dtype=wp.vec4f, device=device) for _ in range(3)]
         self._next_obs, *self._obs = [wp.to_torch(array) for array in arrays]
         self._turn = 0  # which of the two holds the observation to act on
@@ -245,9 +252,8 @@ def make_cartpole(num_envs: int, seeds: NDArray[np.uint32], device: str = "cpu")
         protocol={"env_id": "CartPole-v1", "max_episode_steps": TIME_LIMIT, "reward": "raw"},
     )
 
-    def finished(ended: NDArray[np.int64]) -> list[Episode]:
-        length = batch.answer.ended_time.numpy()[ended].tolist()
-        keys = batch.answer.ended_key.numpy()[ended].tolist()
-        return [Episode(i, float(n), n, seed=key) for i, n, key in zip(ended.tolist(), length, keys, strict=True)]
+    def finished(env: Tensor, slot: Tensor) -> list[Episode]:
+        length, keys = (entries(log, env, slot).tolist() for log in (batch.answer.ended_time, batch.answer.ended_key))
+        return [Episode(i, float(n), n, seed=key) for i, n, key in zip(env.tolist(), length, keys, strict=True)]
 
     return DeviceVecEnv(batch, spec, seeds, finished)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import warp as wp
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import EnvSpec, Episode, Obs, State, Step, Transition
+from envs.device.endings import read_log
 from faults import EnvError
 
 
@@ -23,6 +26,8 @@ class DeviceBatch(Protocol):
     reward: Tensor
     terminal: Tensor
     episode_end: Tensor
+    ended: Tensor
+    """(N,) int32: episodes that ended since the log was last read."""
 
     @property
     def obs(self) -> dict[str, Tensor]: ...
@@ -42,14 +47,14 @@ class DeviceBatch(Protocol):
 
 
 class DeviceVecEnv:
-    """A `DeviceBatch` as a `contract.VecEnv`."""
+    """A `DeviceBatch` as a `contract.VecEnv` that also steps without being watched (`contract.StepsOnDevice`)."""
 
     def __init__(
         self,
         batch: DeviceBatch,
         spec: EnvSpec,
         seeds: NDArray[np.uint32],
-        finished: Callable[[NDArray[np.int64]], list[Episode]],
+        finished: Callable[[Tensor, Tensor], list[Episode]],
     ) -> None:
         """Wraps `batch`.
 
@@ -57,7 +62,7 @@ class DeviceVecEnv:
             batch: the environments.
             spec: how agents see them.
             seeds: (N,) what the episodes of each environment follow from.
-            finished: describes the episodes that have just ended in these environments.
+            finished: describes episodes of the log; takes what `envs.device.endings.read_log` returns.
         """
         assert isinstance(spec.action_space, Discrete)
         self.spec, self.batch = spec, batch
@@ -72,9 +77,14 @@ class DeviceVecEnv:
             episode = np.asarray(self.batch.state_dict()["episode"]) + 1
         self._ready = True
         self.batch.reset(self._seeds, episode)
+        self.batch.ended.zero_()
         return as_agents_see(self.batch.obs)
 
     def step(self, action: Tensor) -> Step:
+        transition, obs = self.launch(action)
+        return Step(transition, obs, self.drain())
+
+    def launch(self, action: Tensor) -> tuple[Transition, Obs]:
         if not self._ready:
             raise EnvError(f"{self.spec.env_id}: reset must come before step")
         if action.shape != (self.spec.num_envs,):
@@ -83,7 +93,8 @@ class DeviceVecEnv:
             raise EnvError(f"{self.spec.env_id}: actions are 0 to {self._num_actions - 1}, got {action.tolist()[:8]}")
         obs = as_agents_see(self.batch.obs)
         self.batch.action_tensor.copy_(action)
-        self.batch.step_and_reset()
+        with on_torch_stream(action.device):
+            self.batch.step_and_reset()
         transition = Transition(
             obs=obs,
             action=action,
@@ -93,8 +104,11 @@ class DeviceVecEnv:
             episode_end=self.batch.episode_end,
             valid=self._valid,
         )
-        ended = np.flatnonzero(self.batch.episode_end.cpu().numpy())
-        return Step(transition, as_agents_see(self.batch.obs), self._finished(ended) if len(ended) else [])
+        return transition, as_agents_see(self.batch.obs)
+
+    def drain(self) -> list[Episode]:
+        env, slot = read_log(self.batch.ended)
+        return self._finished(env, slot) if len(env) else []
 
     def seed_of(self, env_index: int) -> int:
         return int(np.asarray(self.batch.state_dict()["key"])[env_index])
@@ -107,8 +121,17 @@ class DeviceVecEnv:
 
     def load_state_dict(self, state: State) -> Obs:
         self.batch.load_state_dict(state)
+        self.batch.ended.zero_()
         self._ready = True
         return as_agents_see(self.batch.obs)
+
+
+def on_torch_stream(device: torch.device) -> AbstractContextManager[object]:
+    """Lets kernels run on torch's current stream: after what torch has done before, before what it does then, and into
+    the CUDA graph that torch is capturing, if it is."""
+    if device.type != "cuda":
+        return nullcontext()
+    return wp.ScopedStream(wp.stream_from_torch(device), sync_enter=False)
 
 
 def as_agents_see(obs: dict[str, Tensor]) -> Obs:

@@ -15,7 +15,8 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.driving import camera, maps, rules, senses
+from envs.device.endings import KEPT
+from envs.driving import camera, foresight, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
 
@@ -132,12 +133,12 @@ class DrivingBatch:
         Returns:
             after: (N, 5, 2) int32: the pose and the speed after it.
             arrives: (N, 5) bool: whether it reaches the goal.
-            safe: (N, 5) bool: whether it is safe and legal (see `rules.foresee`).
+            safe: (N, 5) bool: whether it is safe and legal (see `foresight.foresee`).
         """
         after = wp.zeros((self.num_envs, 5, 2), dtype=wp.int32, device=self.device)
         arrives, safe = (wp.zeros((self.num_envs, 5), dtype=wp.bool, device=self.device) for _ in range(2))
         inputs = [self._maps, self._rules, self.state, after, arrives, safe]
-        wp.launch(rules.foresee, self.num_envs, inputs=inputs, device=self.device)
+        wp.launch(foresight.foresee, self.num_envs, inputs=inputs, device=self.device)
         return after.numpy(), arrives.numpy(), safe.numpy()
 
     def _upload(self, struct: Any, values: Mapping[str, Any]) -> Any:
@@ -158,6 +159,7 @@ class DrivingBatch:
         self.reward = wp.to_torch(self.outcome.reward)
         self.terminal = wp.to_torch(self.outcome.terminal)
         self.episode_end = wp.to_torch(self.outcome.episode_end)
+        self.ended = wp.to_torch(self.outcome.ended)
         self.action_tensor = wp.to_torch(self.action)
         self._torch_next_obs = {name: self._as_tensor(name, a) for name, a in self._next_obs.items()}
         self._torch_obs = [{name: self._as_tensor(name, a) for name, a in obs.items()} for obs in self._obs]
@@ -167,12 +169,14 @@ class DrivingBatch:
         self._reset_ended_launches: list[list[list[Callable[[], object]]]] = [[], []]
         self._full_launches: list[list[list[Callable[[], object]]]] = [[], []]
         for first, count in self._slices:
-            reset = self._launch(rules.reset, first, count, [self._maps, self.state])
+            reset, reset_ended = (
+                self._launch(rules.reset, first, count, [self._maps, self.state, self.outcome, everywhere])
+                for everywhere in (1, 0)
+            )
             step = self._launch(
                 rules.step, first, count, [self._maps, self._rules, self.state, self.action, self.outcome]
             )
             see_all = self._observe_launch(first, count, self._next_obs, everywhere=1)
-            reset_ended = self._launch(rules.reset_ended, first, count, [self._maps, self.state, self.outcome])
             self._reset_launches.append([reset])
             self._step_launches.append([step, *see_all])
             for turn in range(2):
@@ -298,12 +302,12 @@ def make_rules(config: DrivingConfig, tables: Tables) -> Any:
 
 
 def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
-    """Which cells are seen, as differences to the ego's cell."""
+    """What is seen from each cell, as far as it is known beforehand."""
     ahead = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])  # (row, column) by heading
     right = np.roll(ahead, -1, axis=0)
-    reach = np.arange(1, config.view_range + 1)
+    distance = np.arange(1, config.view_range + 1)
     angle = 2 * np.pi * np.arange(senses.NUM_RAYS) / senses.NUM_RAYS
-    ray_ahead, ray_right = (np.rint(np.outer(f(angle), reach)).astype(int) for f in (np.cos, np.sin))
+    ray_ahead, ray_right = (np.rint(np.outer(f(angle), distance)).astype(int) for f in (np.cos, np.sin))
     rows, columns = window_shape(config)
     patch_ahead, patch_right = np.divmod(np.arange(rows * columns), columns)
     patch_ahead, patch_right = config.view_range - patch_ahead, patch_right - columns // 2
@@ -312,15 +316,60 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
         moved = np.multiply.outer(ahead, a) + np.multiply.outer(right, r)  # (4, 2, ...)
         return (moved[:, 0] * tables.width + moved[:, 1]).astype(np.int32)
 
+    reach = config.view_range * (tables.width + 1)
+    patch, ray = cells(patch_ahead, patch_right), cells(ray_ahead, ray_right)
+    place = np.full((4, 2 * reach + 1), -1, np.int16)
+    np.put_along_axis(place, patch + reach, np.arange(rows * columns, dtype=np.int16)[None], axis=1)
     return {
         "view_range": config.view_range,
         "guidance": GUIDANCE.index(config.guidance),
         "size": max(tables.cities[0].kind.shape),
-        "ray": cells(ray_ahead, ray_right),
-        "patch": cells(patch_ahead, patch_right),
+        "wall": make_walls(tables, ray),
+        "light": make_lights(tables, config.view_range),
+        "reach": reach,
+        "beams": make_beams(ray, reach),
+        "patch": patch,
+        "place": place,
         "patch_width": columns,
         "look": make_look(tables),
     }
+
+
+def make_walls(tables: Tables, ray: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """(M * 4, cells, 16): how far each ray reaches in an empty city; `ray` (4, 16, view_range) as in `make_senses`."""
+    kind = tables.ground & 7
+    blocked = (kind < maps.FIRST_DRIVABLE) | (kind > maps.LAST_DRIVABLE)
+    cell = np.arange(blocked.shape[1])
+    walls = np.full((len(blocked), 4, len(cell), ray.shape[1]), ray.shape[2], np.uint8)
+    for distance in range(ray.shape[2], 0, -1):
+        seen = np.clip(cell[:, None] + ray[:, None, :, distance - 1], 0, len(cell) - 1)  # (4, cells, 16)
+        walls[blocked[:, seen]] = 128 | distance
+    return walls.reshape(-1, *walls.shape[2:])
+
+
+def make_lights(tables: Tables, view_range: int) -> NDArray[np.uint16]:
+    """(M, cells * 4): the next light ahead of each pose, see `senses.Senses.light`."""
+    kind, signal = tables.ground & 7, tables.ground >> 7 & 255
+    open_ = (kind >= maps.FIRST_DRIVABLE) & (kind <= maps.LAST_DRIVABLE)
+    lights = np.zeros((*kind.shape, 4), np.uint16)
+    for heading, step in enumerate((-tables.width, 1, tables.width, -1)):
+        looking = signal == 0
+        for cells in range(view_range):
+            ahead, free = (np.roll(plane, -step * (cells + 1), axis=1) for plane in (signal, open_))
+            found = looking & (ahead > 0)
+            lights[found, heading] = ahead[found] | cells << 8
+            looking &= free & (ahead == 0)
+    return lights.reshape(len(kind), -1)
+
+
+def make_beams(ray: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
+    """(4, 2 * reach + 1): which rays meet a cell, see `senses.Senses.beams`."""
+    beams = np.zeros((4, 2 * reach + 1), np.int32)
+    for heading in range(4):
+        for r, along in enumerate(ray[heading]):
+            differences, first = np.unique(along, return_index=True)
+            beams[heading, differences + reach] = beams[heading, differences + reach] << 9 | r << 5 | first + 1
+    return beams
 
 
 def make_look(tables: Tables) -> NDArray[np.uint8]:
@@ -355,6 +404,6 @@ def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:
 
 def _empty_outcome(n: int) -> Arrays:
     return {
-        name: np.zeros((n, len(rules.TALLIES)) if name == "ended_tally" else n, wp.dtype_to_numpy(var.type.dtype))
+        name: np.zeros((n, KEPT, len(rules.TALLIES))[: var.type.ndim], wp.dtype_to_numpy(var.type.dtype))
         for name, var in members(rules.Outcome).items()
     }

@@ -19,12 +19,12 @@ from envs.driving.rules import (
     Maps,
     Rules,
     State,
+    along,
     is_green,
     signal_of,
     step_towards,
-    walker_cell,
 )
-from envs.driving.senses import Senses, advice_of, knows_route
+from envs.driving.senses import Senses, knows_route
 from envs.driving.tables import Tables
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
@@ -160,8 +160,8 @@ def observe_camera(
             blend(out, film.sprite, i, lamp, approach - 1 - heading, place)
         place += 1
     blend(out, film.sprite, i, GOAL, 0, view_place(maps.width, cell, heading, maps.goal[city, state.goal[i]]))
-    if knows_route(maps, senses, state, i):
-        advice = advice_of(maps, state, i)
+    if knows_route(senses.guidance, int(maps.ground[city, cell])):
+        advice = int(maps.advice[city * maps.goal.shape[1] + state.goal[i], state.pose[i]])
         if (advice & 3) > 1 and (advice >> 2) <= AHEAD:
             blend(out, film.sprite, i, ARROW + (advice & 3) - 1, 0, (AHEAD - (advice >> 2)) * COUNT + HALF)
     j = int(0)
@@ -173,7 +173,8 @@ def observe_camera(
     j = int(0)
     while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
-            place = view_place(maps.width, cell, heading, walker_cell(maps, state, i, j))
+            walker = along(maps.crossing, city, state.walker[i, j, 0], state.walker[i, j, 1])
+            place = view_place(maps.width, cell, heading, walker)
             blend(out, film.sprite, i, PERSON, 0, place)
         j += 1
     if state.event[i, 0] != NO_EVENT:

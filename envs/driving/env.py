@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.device.endings import entries, read_log
 from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import make_config
 from envs.driving.oracle import Table, tabular_model
@@ -211,9 +212,10 @@ class DrivingVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             rows = np.empty(self.num_envs, object)
             for i in np.flatnonzero(ended):
                 rows[i] = {name: part[i] for name, part in last.items()} if isinstance(last, dict) else last[i]
-            tally = self.batch.outcome.ended_tally.numpy()
-            figures = {name: np.where(ended, tally[:, k], 0) for k, name in enumerate(TALLIES)}
-            figures |= {f"_{name}": ended for name in TALLIES}
+            tally = np.zeros((self.num_envs, len(TALLIES)), np.int32)
+            env, slot = read_log(self.batch.ended)
+            tally[env] = entries(self.batch.outcome.ended_tally, env, slot)
+            figures = dict(zip(TALLIES, tally.T, strict=True)) | {f"_{name}": ended for name in TALLIES}
             info = {"final_obs": rows, "_final_obs": ended, "final_info": figures, "_final_info": ended}
         reward = self.batch.reward.numpy().copy()
         return self._observation(self.batch.obs), reward, terminated, ended & ~terminated, info

@@ -18,13 +18,16 @@ Whatever is in the ego's way when it enters a cell, it collides with: nothing ev
 can always stop.
 
 Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`. Loops over a
-number that is known only at run time are `while` loops: Warp's `range` costs much more on the CPU.
+number that is known only at run time are `while` loops: Warp's `range` costs much more on the CPU. Structs are passed
+by value, and only a function that is called from one place is sure to be compiled without a copy of them: those that
+take `Maps` or `State` are called once in a module, others take what they need.
 """
 
 from __future__ import annotations
 
 import warp as wp
 
+from envs.device.endings import SLOTS
 from envs.device.random import below, draw, episode_key, happens
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
@@ -52,8 +55,12 @@ class Maps:
 
     width: wp.int32
     """Cells in a row."""
+    row: wp.array(dtype=wp.int32)
+    """(cells,)."""
     ground: wp.array2d(dtype=wp.uint16)
     """(M, cells): bits 0-2 kind, 3-6 lanes, 7-14 signal, 15 signpost."""
+    ways: wp.array2d(dtype=wp.uint8)
+    """(M, poses): where a car may go from there: bits 0-2 ahead, right, left; bits 3-5 the same, past a light."""
     goal: wp.array2d(dtype=wp.int32)
     """(M, K) cell."""
     start: wp.array3d(dtype=wp.int32)
@@ -121,14 +128,17 @@ class State:
 
 @wp.struct
 class Outcome:
-    """What a step answers, and what is left of the episode that ended last."""
+    """What a step answers, and the log of ended episodes."""
 
     reward: wp.array(dtype=wp.float32)
     terminal: wp.array(dtype=wp.bool)
     episode_end: wp.array(dtype=wp.bool)
-    ended_tally: wp.array2d(dtype=wp.int32)
-    ended_return: wp.array(dtype=wp.float64)
-    ended_key: wp.array(dtype=wp.uint32)
+    ended: wp.array(dtype=wp.int32)
+    """(N,) episodes that ended since the log was last read, see `envs.device.endings`."""
+    ended_tally: wp.array3d(dtype=wp.int32)
+    """(N, SLOTS, 8)."""
+    ended_return: wp.array2d(dtype=wp.float64)
+    ended_key: wp.array2d(dtype=wp.uint32)
 
 
 @wp.struct
@@ -167,15 +177,21 @@ def is_drivable(ground: int) -> bool:
 
 
 @wp.func
+def southward(heading: int) -> int:
+    """Rows from a cell to its neighbour in the direction of `heading`. No branch: a processor could not predict it."""
+    return (1 - (heading & 1)) * (heading - 1)
+
+
+@wp.func
+def eastward(heading: int) -> int:
+    """Columns from a cell to its neighbour in the direction of `heading`."""
+    return (heading & 1) * (2 - heading)
+
+
+@wp.func
 def step_towards(heading: int, width: int) -> int:
     """The difference between a cell and its neighbour in the direction of `heading`."""
-    if heading == 0:
-        return -width
-    if heading == 1:
-        return 1
-    if heading == 2:
-        return width
-    return -1
+    return southward(heading) * width + eastward(heading)
 
 
 @wp.func
@@ -243,24 +259,30 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
     ego.cell = state.pose[i] >> 2
     ego.heading = state.pose[i] & 3
     ego.speed = state.speed[i]
+    direction = (ego.heading + push) & 3
+    cells = int(0)
     if push != 0 and ego.speed > 0:
-        ego = enter(ego, maps, rules, state, i, (ego.heading + push) & 3)
-    if action == LEFT or action == RIGHT:
-        direction = (ego.heading + 1) & 3
-        if action == LEFT:
-            direction = (ego.heading + 3) & 3
-        ego.speed = 1
-        if permits(int(maps.ground[state.city[i], ego.cell]), direction):
-            ego.heading = direction
-        return enter(ego, maps, rules, state, i, direction)
-    if action == ACCELERATE:
-        ego.speed = wp.min(ego.speed + 1, 2)
-    if action == BRAKE:
-        ego.speed = wp.max(ego.speed - 1, 0)
-    if ego.speed > 0:
-        ego = enter(ego, maps, rules, state, i, ego.heading)
-    if ego.speed > 1:
-        ego = enter(ego, maps, rules, state, i, ego.heading)
+        cells = 1
+    part = int(0)  # 0: the push, 1: the action's first cell, 2: its second
+    while part < 3:
+        if part == 1:
+            direction = ego.heading
+            if action == LEFT or action == RIGHT:
+                direction = (ego.heading + 1) & 3
+                if action == LEFT:
+                    direction = (ego.heading + 3) & 3
+                ego.speed = 1
+                if permits(int(maps.ground[state.city[i], ego.cell]), direction):
+                    ego.heading = direction
+            elif action == ACCELERATE:
+                ego.speed = wp.min(ego.speed + 1, 2)
+            elif action == BRAKE:
+                ego.speed = wp.max(ego.speed - 1, 0)
+            cells = ego.speed
+        if cells > 0:
+            ego = enter(ego, maps, rules, state, i, direction)
+            cells -= 1
+        part += 1
     return ego
 
 
@@ -273,23 +295,23 @@ def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> 
         pose = state.car[i, j]
         if pose >= 0:
             cell = pose >> 2
-            here = int(maps.ground[city, cell])
-            ways = int(0)
+            ways = int(maps.ways[city, pose])
+            found = int(0)
             chosen = int(-1)
-            for side in range(4):
-                direction = (pose + side) & 3
-                if side != 2 and permits(here, direction):
+            for k in range(3):
+                if ((ways >> k) & 1) != 0:
+                    side = k + (k >> 1)  # 0 ahead, 1 right, 3 left
+                    direction = (pose + side) & 3
                     next_cell = cell + step_towards(direction, maps.width)
-                    ahead = int(maps.ground[city, next_cell])
-                    if (
-                        permits(ahead, direction)
-                        and next_cell != ego_cell
-                        and not is_taken(state.taken, i, next_cell)
-                        and may_cross(rules.green_steps, rules.clear_steps, here, ahead, direction, time)
-                    ):
-                        ways += 1
-                        if ways == 1 or below(draw(state.key[i], time, DRAW_TURN, j * 4 + side), ways) == 0:
-                            chosen = direction
+                    if next_cell != ego_cell and not is_taken(state.taken, i, next_cell):
+                        may_go = bool(True)
+                        if ((ways >> (k + 3)) & 1) != 0:
+                            signal = signal_of(int(maps.ground[city, next_cell]))
+                            may_go = is_green(rules.green_steps, rules.clear_steps, signal, direction, time)
+                        if may_go:
+                            found += 1
+                            if found == 1 or below(draw(state.key[i], time, DRAW_TURN, j * 4 + side), found) == 0:
+                                chosen = direction
             if chosen >= 0:
                 flip(state.taken, i, cell)
                 cell += step_towards(chosen, maps.width)
@@ -299,11 +321,9 @@ def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> 
 
 
 @wp.func
-def walker_cell(maps: Maps, state: State, i: int, j: int) -> int:
-    """Where a pedestrian is, on the road or on a kerb."""
-    city = state.city[i]
-    crossing = state.walker[i, j, 0]
-    return maps.crossing[city, crossing, 0] + (state.walker[i, j, 1] + 1) * maps.crossing[city, crossing, 1]
+def along(crossing: wp.array3d(dtype=wp.int32), city: int, which: int, place: int) -> int:
+    """The cell at a place along a crosswalk; -1 and the crosswalk's length are the kerbs."""
+    return crossing[city, which, 0] + (place + 1) * crossing[city, which, 1]
 
 
 @wp.func
@@ -318,7 +338,7 @@ def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) 
             direction = state.walker[i, j, 2]
             on_road = place >= 0 and place < length
             if on_road or happens(draw(state.key[i], state.tally[i, TIME], DRAW_WALK, j), rules.walk_chance):
-                cell = walker_cell(maps, state, i, j)
+                cell = along(maps.crossing, city, crossing, place)
                 next_place = place + direction
                 next_cell = cell + direction * maps.crossing[city, crossing, 1]
                 reaches_kerb = next_place < 0 or next_place == length
@@ -389,10 +409,9 @@ def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, eg
 
 
 @wp.func
-def potential(maps: Maps, rules: Rules, state: State, i: int) -> float:
+def potential(distance: int, far: int) -> float:
     """Phi: falls with the length of the shortest route, from 1 at the goal to 0 at `far`."""
-    task = state.city[i] * maps.goal.shape[1] + state.goal[i]
-    return 1.0 - float(wp.min(int(maps.distance[task, state.pose[i]]), rules.far)) / float(rules.far)
+    return 1.0 - float(wp.min(distance, far)) / float(far)
 
 
 @wp.func
@@ -446,24 +465,23 @@ def begin(maps: Maps, state: State, i: int) -> None:
 
 
 @wp.kernel
-def reset(first: int, maps: Maps, state: State) -> None:
-    """Begins the episode that `state.seed` and `state.episode` name, in every environment."""
-    begin(maps, state, first + wp.tid())
-
-
-@wp.kernel
-def reset_ended(first: int, maps: Maps, state: State, outcome: Outcome) -> None:
-    """Begins the next episode where one has ended, and keeps the figures of the ended one."""
+def reset(first: int, maps: Maps, state: State, outcome: Outcome, everywhere: int) -> None:
+    """Begins the episode that `state.seed` and `state.episode` name in every environment; or, if `everywhere` is 0, the
+    next one where an episode has ended, whose figures go into the log."""
     i = first + wp.tid()
-    if outcome.episode_end[i]:
+    if everywhere == 0:
+        if not outcome.episode_end[i]:
+            return
+        slot = outcome.ended[i] % SLOTS
         k = int(0)
         while k < state.tally.shape[1]:
-            outcome.ended_tally[i, k] = state.tally[i, k]
+            outcome.ended_tally[i, slot, k] = state.tally[i, k]
             k += 1
-        outcome.ended_return[i] = state.episode_return[i]
-        outcome.ended_key[i] = state.key[i]
+        outcome.ended_return[i, slot] = state.episode_return[i]
+        outcome.ended_key[i, slot] = state.key[i]
+        outcome.ended[i] += 1
         state.episode[i] += 1
-        begin(maps, state, i)
+    begin(maps, state, i)
 
 
 @wp.kernel
@@ -473,9 +491,10 @@ def step(
     """One step of every environment, without the reset."""
     i = first + wp.tid()
     time = state.tally[i, TIME]
+    task = state.city[i] * maps.goal.shape[1] + state.goal[i]
     before = float(0.0)
     if rules.shaping > 0.0:
-        before = potential(maps, rules, state, i)
+        before = potential(int(maps.distance[task, state.pose[i]]), rules.far)
 
     push = int(0)
     if rules.drift_chance > 0:
@@ -511,39 +530,9 @@ def step(
     if rules.shaping > 0.0:
         after = float(0.0)
         if not terminal:
-            after = potential(maps, rules, state, i)
+            after = potential(int(maps.distance[task, state.pose[i]]), rules.far)
         reward += rules.shaping * (rules.shaping_gamma * after - before)
     state.episode_return[i] += wp.float64(reward)
     outcome.reward[i] = reward
     outcome.terminal[i] = terminal
     outcome.episode_end[i] = terminal or time + 1 >= rules.time_limit
-
-
-@wp.kernel
-def foresee(
-    maps: Maps,
-    rules: Rules,
-    state: State,
-    after: wp.array3d(dtype=wp.int32),
-    arrives: wp.array2d(dtype=wp.bool),
-    safe: wp.array2d(dtype=wp.bool),
-) -> None:
-    """What each action would do now if nothing else moved.
-
-    Writes the pose and the speed after the action, whether it reaches the goal, and whether it breaks no rule, hits
-    nothing, and leaves the ego able to stop: at speed 2 braking still takes one cell, which must be a free, plain lane.
-    """
-    i = wp.tid()
-    for action in range(5):
-        ego = drive(maps, rules, state, i, action, 0)
-        fine = ego.collided + ego.red_light + ego.wrong_way + ego.off_lane == 0
-        if fine and ego.speed == 2 and ego.arrived == 0:
-            next_cell = ego.cell + step_towards(ego.heading, maps.width)
-            ahead = int(maps.ground[state.city[i], next_cell])
-            fine = (
-                kind_of(ahead) == PLAIN_ROAD and permits(ahead, ego.heading) and not is_taken(state.taken, i, next_cell)
-            )
-        after[i, action, 0] = ego.cell * 4 + ego.heading
-        after[i, action, 1] = ego.speed
-        arrives[i, action] = ego.arrived > 0
-        safe[i, action] = fine

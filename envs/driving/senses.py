@@ -16,14 +16,13 @@ from envs.driving.rules import (
     Maps,
     Rules,
     State,
-    is_drivable,
+    along,
+    eastward,
     is_green,
-    is_taken,
     kind_of,
     permits,
     signal_of,
-    step_towards,
-    walker_cell,
+    southward,
 )
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
@@ -59,10 +58,20 @@ class Senses:
     """0 always, 1 at signposts, 2 never."""
     size: wp.int32
     """The larger side of the maps, in cells."""
-    ray: wp.array3d(dtype=wp.int32)
-    """(4 headings, 16 rays, view_range): difference between the ego's cell and the cells along each ray."""
+    wall: wp.array3d(dtype=wp.uint8)
+    """(M * 4 headings, cells, 16 rays): what a ray meets in an empty city: the cells to there, + 128 if it is a cell
+    that cannot be driven on rather than the end of the view."""
+    light: wp.array2d(dtype=wp.uint16)
+    """(M, poses): the next light ahead, 0 for none in view: its signal, + 256 * the cells before its junction."""
+    reach: wp.int32
+    """The largest difference between the numbers of the ego's cell and of one that it sees."""
+    beams: wp.array2d(dtype=wp.int32)
+    """(4 headings, 2 * reach + 1): by that difference, the rays that meet the cell: 9 bits each, the ray (4) and the
+    cells to there (5), none if these are 0."""
     patch: wp.array2d(dtype=wp.int32)
-    """(4 headings, rows * columns): the same for the cells of the window, row by row from far ahead."""
+    """(4 headings, rows * columns): that difference for the cells of the window, row by row from far ahead."""
+    place: wp.array2d(dtype=wp.int16)
+    """(4 headings, 2 * reach + 1): by that difference, the place of the cell in the window, -1 if it is outside."""
     patch_width: wp.int32
     """Columns of the window."""
     look: wp.array2d(dtype=wp.uint8)
@@ -70,30 +79,11 @@ class Senses:
 
 
 @wp.func
-def knows_route(maps: Maps, senses: Senses, state: State, i: int) -> bool:
-    if senses.guidance == ROUTE_AT_SIGNS:
-        return (int(maps.ground[state.city[i], state.pose[i] >> 2]) >> SIGN_BIT) != 0
-    return senses.guidance == ROUTE_ALWAYS
-
-
-@wp.func
-def advice_of(maps: Maps, state: State, i: int) -> int:
-    """Manoeuvre (bits 0-1) and the cells before it."""
-    return int(maps.advice[state.city[i] * maps.goal.shape[1] + state.goal[i], state.pose[i]])
-
-
-@wp.func
-def is_person(maps: Maps, state: State, i: int, cell: int) -> bool:
-    """Whether it is a person who stands on a taken cell."""
-    if state.event[i, 0] == CHILD and (state.event[i, 1] >> 2) == cell:
-        return True
-    j = int(0)
-    while j < state.walker.shape[1]:
-        if state.walker[i, j, 0] >= 0:
-            if walker_cell(maps, state, i, j) == cell:
-                return True
-        j += 1
-    return False
+def knows_route(guidance: int, ground: int) -> bool:
+    """Whether the route is known on a cell of this ground."""
+    if guidance == ROUTE_AT_SIGNS:
+        return (ground >> SIGN_BIT) != 0
+    return guidance == ROUTE_ALWAYS
 
 
 @wp.kernel
@@ -125,94 +115,81 @@ def observe_features(
     for side in range(4):
         if permits(here, (heading + side) & 3):
             out[i, 7 + side] = 1.0
-    if knows_route(maps, senses, state, i):
-        advice = advice_of(maps, state, i)
+    task = city * maps.goal.shape[1] + state.goal[i]
+    if knows_route(senses.guidance, here):
+        advice = int(maps.advice[task, pose])  # manoeuvre (bits 0-1) and the cells before it
         if (advice & 3) > 0:
             out[i, 10 + (advice & 3)] = 1.0
             out[i, 14] = 1.0 / float(1 + (advice >> 2))
         if senses.guidance == ROUTE_ALWAYS:
-            task = city * maps.goal.shape[1] + state.goal[i]
             out[i, 15] = float(wp.min(int(maps.distance[task, pose]), 100)) / 100.0
             goal = maps.goal[city, state.goal[i]]
-            south = float(goal // maps.width - cell // maps.width) / float(senses.size)
-            east = float(goal % maps.width - cell % maps.width) / float(senses.size)
-            if heading == 0:
-                out[i, 16] = -south
-                out[i, 17] = east
-            elif heading == 1:
-                out[i, 16] = east
-                out[i, 17] = south
-            elif heading == 2:
-                out[i, 16] = south
-                out[i, 17] = -east
-            else:
-                out[i, 16] = -east
-                out[i, 17] = -south
+            south = maps.row[goal] - maps.row[cell]
+            east = goal - cell - south * maps.width
+            out[i, 16] = float(south * southward(heading) + east * eastward(heading)) / float(senses.size)
+            out[i, 17] = float(south * eastward(heading) - east * southward(heading)) / float(senses.size)
     if kind_of(here) == 4:
         out[i, 21] = 1.0
 
-    ahead = cell
-    looking = signal_of(here) == 0
-    k = int(0)
-    while k < senses.view_range:
-        if looking:
-            ahead += step_towards(heading, maps.width)
-            ground = int(maps.ground[city, ahead])
-            looking = is_drivable(ground) and signal_of(ground) == 0
-            if signal_of(ground) > 0:
-                light = int(18)
-                if is_green(rules.green_steps, rules.clear_steps, signal_of(ground), heading, state.tally[i, TIME]):
-                    light = 19
-                out[i, light] = 1.0
-                out[i, 20] = 1.0 - float(k) / float(senses.view_range)
-        k += 1
+    light = int(senses.light[city, pose])
+    if light > 0:
+        green = is_green(rules.green_steps, rules.clear_steps, light & 255, heading, state.tally[i, TIME])
+        out[i, wp.where(green, 19, 18)] = 1.0
+        out[i, 20] = 1.0 - float(light >> 8) / float(senses.view_range)
 
+    row = city * 4 + heading
     r = int(0)
     while r < NUM_RAYS:
         at = NUM_SCALARS + 4 * r
-        distance = int(0)
-        kind = int(0)
-        while kind == 0 and distance < senses.view_range:
-            seen = cell + senses.ray[heading, r, distance]
-            distance += 1
-            if not is_drivable(int(maps.ground[city, seen])):
-                kind = 1
-            elif is_taken(state.taken, i, seen):
-                kind = 2
-                if state.event[i, 0] == CLOSURE and (state.event[i, 1] >> 2) == seen:
-                    kind = 1
-                elif is_person(maps, state, i, seen):
-                    kind = 3
-        out[i, at] = float(distance) / float(senses.view_range)
-        out[i, at + 1] = 0.0
+        wall = int(senses.wall[row, cell, r])
+        out[i, at] = float(wall & 31) / float(senses.view_range)
+        out[i, at + 1] = float(wall >> 7)
         out[i, at + 2] = 0.0
         out[i, at + 3] = 0.0
-        if kind > 0:
-            out[i, at + kind] = 1.0
         r += 1
+    cars = int(state.car.shape[1])
+    walkers = int(state.walker.shape[1])
+    j = int(0)
+    while j < cars + walkers + 1:
+        difference = int(senses.reach + 1)  # out of sight
+        kind = int(2)
+        if j < cars:
+            if state.car[i, j] >= 0:
+                difference = (state.car[i, j] >> 2) - cell
+        elif j < cars + walkers:
+            kind = 3
+            crossing = state.walker[i, j - cars, 0]
+            place = state.walker[i, j - cars, 1]
+            if crossing >= 0 and place >= 0:
+                if place < maps.crossing[city, crossing, 2]:
+                    difference = along(maps.crossing, city, crossing, place) - cell
+        elif state.event[i, 0] != NO_EVENT:
+            difference = (state.event[i, 1] >> 2) - cell
+            if state.event[i, 0] == CLOSURE:
+                kind = 1
+            elif state.event[i, 0] == CHILD:
+                kind = 3
+        if difference >= -senses.reach and difference <= senses.reach:
+            beams = senses.beams[heading, difference + senses.reach]
+            while beams != 0:
+                distance = float(beams & 31) / float(senses.view_range)
+                at = NUM_SCALARS + 4 * ((beams >> 5) & 15)
+                if distance <= out[i, at]:
+                    out[i, at] = distance
+                    out[i, at + 1] = 0.0
+                    out[i, at + 2] = 0.0
+                    out[i, at + 3] = 0.0
+                    out[i, at + kind] = 1.0
+                beams = beams >> 9
+        j += 1
 
 
 @wp.func
-def patch_place(view_range: int, columns: int, width: int, ego_cell: int, heading: int, cell: int) -> int:
+def place_of(place: wp.array2d(dtype=wp.int16), reach: int, heading: int, difference: int) -> int:
     """The place of a cell in the window, -1 if it is outside."""
-    south = cell // width - ego_cell // width
-    east = cell % width - ego_cell % width
-    ahead = -south
-    right = east
-    if heading == 1:
-        ahead = east
-        right = south
-    elif heading == 2:
-        ahead = south
-        right = -east
-    elif heading == 3:
-        ahead = -east
-        right = -south
-    row = view_range - ahead
-    column = right + columns // 2
-    if row < 0 or row > view_range + 2 or column < 0 or column >= columns:
+    if difference < -reach or difference > reach:
         return -1
-    return row * columns + column
+    return int(place[heading, difference + reach])
 
 
 @wp.kernel
@@ -245,35 +222,32 @@ def observe_window(
                 code = GREEN
         out[i, k] = code
         k += 1
-    place = patch_place(
-        senses.view_range, senses.patch_width, maps.width, cell, heading, maps.goal[city, state.goal[i]]
-    )
+    place = place_of(senses.place, senses.reach, heading, maps.goal[city, state.goal[i]] - cell)
     if place >= 0:
         out[i, place] = GOAL
     advice = int(0)
-    if knows_route(maps, senses, state, i):
-        advice = advice_of(maps, state, i)
+    if knows_route(senses.guidance, int(maps.ground[city, cell])):
+        advice = int(maps.advice[city * maps.goal.shape[1] + state.goal[i], pose])
         if (advice & 3) > 0 and (advice >> 2) <= senses.view_range:
             turn = (senses.view_range - (advice >> 2)) * senses.patch_width + senses.patch_width // 2
             out[i, turn] = TURN + wp.uint8((advice & 3) - 1)
     j = int(0)
     while j < state.car.shape[1]:
         if state.car[i, j] >= 0:
-            place = patch_place(senses.view_range, senses.patch_width, maps.width, cell, heading, state.car[i, j] >> 2)
+            place = place_of(senses.place, senses.reach, heading, (state.car[i, j] >> 2) - cell)
             if place >= 0:
                 out[i, place] = VEHICLE + wp.uint8((state.car[i, j] - heading) & 3)
         j += 1
     j = int(0)
     while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
-            place = patch_place(
-                senses.view_range, senses.patch_width, maps.width, cell, heading, walker_cell(maps, state, i, j)
-            )
+            walker = along(maps.crossing, city, state.walker[i, j, 0], state.walker[i, j, 1])
+            place = place_of(senses.place, senses.reach, heading, walker - cell)
             if place >= 0:
                 out[i, place] = PERSON
         j += 1
     if state.event[i, 0] != NO_EVENT:
-        place = patch_place(senses.view_range, senses.patch_width, maps.width, cell, heading, state.event[i, 1] >> 2)
+        place = place_of(senses.place, senses.reach, heading, (state.event[i, 1] >> 2) - cell)
         if place >= 0:
             code = wp.uint8(WORKS)
             if state.event[i, 0] == STOPPED_CAR:

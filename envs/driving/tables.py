@@ -30,7 +30,9 @@ class Tables:
     height: int
     """With the margin."""
     width: int
+    row: NDArray[np.int32]
     ground: NDArray[np.uint16]
+    ways: NDArray[np.uint8]
     goal: NDArray[np.int32]
     start: NDArray[np.int32]
     spawn: NDArray[np.int32]
@@ -96,19 +98,22 @@ def make_tables(config: DrivingConfig) -> Tables:
         for x, (r, c, walk, length) in enumerate(city.crossings):
             dr, dc = STEPS[walk]
             crossing[m, x] = ((r - dr) * width + c - dc, 1 if walk == EAST else width, length)
-    ground = [
+    planes = [
         city.kind.astype(np.uint16)
         | city.lanes.astype(np.uint16) << 3
         | (city.signal.astype(np.uint16) << 7) * config.lights
         | city.sign.astype(np.uint16) << 15
         for city in padded
     ]
+    ground = np.stack(planes).reshape(len(cities), -1).astype(np.uint16)
     return Tables(
         cities=cities,
         margin=margin,
         height=height,
         width=width,
-        ground=np.stack(ground).reshape(len(cities), -1).astype(np.uint16),
+        row=np.arange(height * width, dtype=np.int32) // width,
+        ground=ground,
+        ways=ways_of_cars(ground, width),
         goal=goal,
         start=start,
         spawn=spawn,
@@ -117,6 +122,28 @@ def make_tables(config: DrivingConfig) -> Tables:
         distance=distance.reshape(len(cities) * num_goals, -1),
         advice=advice.reshape(len(cities) * num_goals, -1),
     )
+
+
+def ways_of_cars(ground: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
+    """Where a car may go from each pose, for `rules.Maps.ways`.
+
+    Args:
+        ground: (M, cells), as in `rules.Maps`.
+        width: cells in a row.
+
+    Returns:
+        (M, cells * 4) uint8.
+    """
+    lanes, signal = ground >> 3 & 15, ground >> 7 & 255
+    ways = np.zeros((*ground.shape, 4), np.uint8)
+    steps = [-width, 1, width, -1]
+    for heading in range(4):
+        for k, side in enumerate((0, 1, 3)):
+            direction = (heading + side) % 4
+            ahead = [np.roll(plane, -steps[direction], axis=1) for plane in (lanes, signal)]
+            leads = (lanes >> direction & 1) & (ahead[0] >> direction & 1)
+            ways[..., heading] |= (leads << k | (leads & (signal == 0) & (ahead[1] > 0)) << k + 3).astype(np.uint8)
+    return ways.reshape(len(ground), -1)
 
 
 def _with_margin(city: City, margin: int) -> City:

@@ -11,8 +11,10 @@ import numpy as np
 import warp as wp
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
+from torch import Tensor
 
 from contract import EnvSpec, Episode
+from envs.device.endings import entries
 from envs.device.vec import DeviceVecEnv
 from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import DrivingConfig
@@ -89,15 +91,15 @@ def agent_space(space: gym.Space[Any]) -> gym.Space[Any]:
     return space
 
 
-def finished_episodes(batch: DrivingBatch, ended: NDArray[np.int64]) -> list[Episode]:
-    """The episodes that have just ended in the environments `ended`."""
-    counts = dict(zip(TALLIES, batch.outcome.ended_tally.numpy()[ended].T, strict=True))
+def finished_episodes(batch: DrivingBatch, env: Tensor, slot: Tensor) -> list[Episode]:
+    """The episodes of the log that `envs.device.endings.read_log` names."""
+    log = batch.outcome
+    counts = dict(zip(TALLIES, entries(log.ended_tally, env, slot).T, strict=True))
     time, success = counts.pop("time").tolist(), counts.pop("success") > 0
     shortest, path = counts["shortest_length"], counts["path_length"]
     spl = success * shortest / np.maximum(np.maximum(path, shortest), 1)
     names = [*counts, "spl"]
-    returns = batch.outcome.ended_return.numpy()[ended].tolist()
-    keys = batch.outcome.ended_key.numpy()[ended].tolist()
+    returns, keys = (entries(part, env, slot).tolist() for part in (log.ended_return, log.ended_key))
     extras = zip(*(column.tolist() for column in (*counts.values(), spl)), strict=True)
-    rows = zip(ended.tolist(), returns, time, success.tolist(), extras, keys, strict=True)
+    rows = zip(env.tolist(), returns, time, success.tolist(), extras, keys, strict=True)
     return [Episode(i, r, t, won, dict(zip(names, e, strict=True)), key) for i, r, t, won, e, key in rows]

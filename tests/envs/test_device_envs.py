@@ -14,7 +14,7 @@ from contract import Mode, Streams, Task
 from envs.camera import make_camera
 from envs.device import cartpole
 from envs.device.cartpole import CartPoleBatch
-from envs.driving import camera, rules, senses
+from envs.driving import camera, foresight, rules, senses
 from envs.driving.batch import DrivingBatch
 from envs.driving.config import make_config
 from envs.make import make_env
@@ -236,7 +236,7 @@ def test_device_vectorization_is_for_plain_cartpole_only():
 # GPUs.
 
 
-@pytest.mark.parametrize("module", [rules, senses, camera, cartpole], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [rules, senses, camera, foresight, cartpole], ids=lambda m: m.__name__)
 def test_kernels_compile_for_gpus_that_are_not_here(module, tmp_path):
     wp.compile_aot_module(module, arch=[80, 90], module_dir=tmp_path, use_ptx=False)
     for arch in ("sm80", "sm90"):

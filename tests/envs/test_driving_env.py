@@ -10,7 +10,9 @@ from dataclasses import fields
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import envs.driving
@@ -39,6 +41,13 @@ def test_check_env_of_gymnasium_and_stable_baselines3(env_id, obs):
         warnings.simplefilter("ignore", UserWarning)  # SB3 advises to flatten the window
         check_env(env)
         check_env_sb3(env)
+
+
+def test_stable_baselines3_trains_through_plain_gym_make():
+    model = PPO("MlpPolicy", gym.make("Driving/Route-v0", **FEW), n_steps=32, batch_size=32, n_epochs=1, seed=0)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    model.learn(64)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("env_id", "obs"), [("Driving/Events-v0", "fusion"), ("Driving/LaneKeep-v0", "window")])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from torch import nn
 
 from faults import ConfigError
@@ -47,6 +47,65 @@ def test_discrete_observations_become_one_hot() -> None:
     assert single(torch.tensor([2, 0])).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     several = make_backbone("mlp", MultiDiscrete([2, 3]), [])
     assert several(torch.tensor([[1, 2], [0, 0]])).tolist() == [[0, 1, 0, 0, 1], [1, 0, 1, 0, 0]]
+
+
+def test_class_codes_enter_one_hot_however_many_there_are() -> None:
+    torch.manual_seed(0)
+    window = Box(0, 20, (2, 3), np.uint8)
+    plain = make_backbone("mlp", window, [])
+    codes = torch.randint(21, (5, 2, 3), dtype=torch.uint8)
+    one_hot = F.one_hot(codes.long(), 21).flatten(1).float()
+    assert torch.equal(plain(codes), one_hot)
+    for norm in (False, True):
+        net = make_backbone("auto", window, [7, 4], layer_norm=norm)
+        first, second = net.layers
+        x = F.linear(one_hot, first.weight.T, first.bias)
+        x = F.relu(F.layer_norm(x, (7,)) if norm else x)
+        x = F.linear(x, second.weight, second.bias)
+        torch.testing.assert_close(net(codes), F.relu(F.layer_norm(x, (4,)) if norm else x))
+    assert first.weight.abs().max() <= 6**-0.5  # six cells: as a linear layer with six inputs
+
+
+@pytest.mark.parametrize(("high", "out_dim"), [(1, 6), (31, 96), (255, 3)])
+def test_few_values_are_codes_and_many_are_brightness(high: int, out_dim: int) -> None:
+    assert make_backbone("mlp", Box(0, high, (3,), np.uint8), []).out_dim == out_dim
+
+
+def test_several_senses_have_a_backbone_each() -> None:
+    torch.manual_seed(0)
+    parts = {
+        "camera": Box(0, 255, (3, 84, 84), np.uint8),
+        "map": Box(0, 20, (9, 9), np.uint8),
+        "radar": Box(-1, 1, (5,), np.float32),
+    }
+    space = Dict(parts)
+    for name, camera_dim in (("auto", 512), ("nips_cnn", 256), ("mlp", 8)):
+        net = make_backbone(name, space, [16, 8], layer_norm=True)
+        assert net.out_dim == camera_dim + 8 + 8
+        space.seed(0)
+        obs = {key: torch.from_numpy(np.stack([space.sample()[key] for _ in range(3)])) for key in parts}
+        features = net(obs)
+        for key, columns in zip(parts, features.split([camera_dim, 8, 8], dim=1), strict=True):
+            torch.testing.assert_close(columns, net.parts[key](obs[key]))
+        features.sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+    with pytest.raises(ConfigError, match="not several senses"):
+        make_backbone("auto", space, [8], center_pixels=True)
+
+
+def test_layer_norm_of_a_cnn_is_per_pixel() -> None:
+    torch.manual_seed(0)
+    net = make_backbone("nips_cnn", PIXELS, [], layer_norm=True)
+    assert parameters(net) == parameters(make_backbone("nips_cnn", PIXELS, [])) + 2 * (16 + 32 + 256)
+    image = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    x = image.float() / 255
+    for layer, channels in zip([net.first, *net.rest], (16, 32), strict=True):
+        x = F.conv2d(x, layer.weight, layer.bias, layer.stride)
+        mean, var = x.mean(dim=1, keepdim=True), x.var(dim=1, keepdim=True, correction=0)
+        assert x.shape[1] == channels
+        x = F.relu((x - mean) / (var + 1e-5).sqrt())
+    x = F.linear(x.permute(0, 2, 3, 1).flatten(1), net.linear.weight, net.linear.bias)
+    torch.testing.assert_close(net(image), F.relu(F.layer_norm(x, (256,))), atol=1e-4, rtol=1e-4)
 
 
 def test_bytes_in_vectors_are_scaled() -> None:

@@ -9,7 +9,7 @@ from envs import settings as env_settings
 from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
 
 env_settings.register_environments()
-EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("sb_*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
