@@ -1,11 +1,14 @@
-"""Optimiser state as plain nested dicts, so that checkpoints need no pickle."""
+"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; and a guarded step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from faults import NonFiniteError
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -25,3 +28,22 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for index, values in saved.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tensor:
+    """One step against the gradient of `loss`, taken for the optimiser's own parameters only; returns its norm ().
+
+    Raises:
+        NonFiniteError: before the step, if loss or gradient is not finite: afterwards every weight would be NaN.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if not torch.isfinite(loss + norm):
+        raise NonFiniteError(
+            f"update {update} has {what} loss {float(loss.detach()):.3g} and gradient norm {float(norm):.3g}; "
+            "try a smaller learning rate"
+        )
+    optimizer.step()
+    return norm
