@@ -31,19 +31,20 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tensor:
-    """One step against the gradient of `loss`, taken for the optimiser's own parameters only; returns its norm ().
+    """One step against the gradient of `loss` in the optimiser's own parameters; returns the gradient's norm ().
 
     Raises:
         NonFiniteError: before the step, if loss or gradient is not finite: afterwards every weight would be NaN.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    gradients = torch.autograd.grad(loss, parameters)
+    norm = nn.utils.get_total_norm(gradients)
     if not torch.isfinite(loss + norm):
         raise NonFiniteError(
             f"update {update} has {what} loss {float(loss.detach()):.3g} and gradient norm {float(norm):.3g}; "
             "try a smaller learning rate"
         )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     optimizer.step()
     return norm

@@ -21,8 +21,13 @@ from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
 from training.loop import Interaction
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
-CONTINUOUS = ["agent.learning_starts_env_steps=64", "agent.batch_size=16", "agent.samples_per_env_step=4"]
-SB3_CONTINUOUS = ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=4", "agent.kwargs.batch_size=16"]
+CONTINUOUS = [
+    "agent.learning_starts_env_steps=64",
+    "agent.batch_size=16",
+    "agent.samples_per_env_step=4",
+    "agent.hidden_sizes=[16]",
+]
+SB3_CONTINUOUS = ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.batch_size=16"]
 SMALL = {
     "dqn": ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"],
     "ddpg": CONTINUOUS,
