@@ -25,8 +25,8 @@ from benchmarks.record import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED = -200.0
-OURS = ("sac", "td3", "ddpg")
-PEERS = ("sb3_sac", "sb3_td3", "sb3_ddpg")
+OURS = ("ddpg", "td3", "sac")
+PEERS = ("sb3_ddpg", "sb3_td3", "sb3_sac")
 
 
 def train_and_evaluate(agent: str, seed: int, folder: str) -> dict[str, Any]:
