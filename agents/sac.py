@@ -110,7 +110,7 @@ def critic_loss(
     Args:
         actor: draws a'; the one that learns, as there is no other.
         critic: the two that learn.
-        target_critic: value a'.
+        target_critic: values a'.
         batch: B transitions, actions in units of the box.
         temperature: ().
         noise: (B, action_dim), standard normal.

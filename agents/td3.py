@@ -86,7 +86,7 @@ def critic_loss(
     Args:
         critic: the two that learn.
         target_actor: chooses a'.
-        target_critic: value a'.
+        target_critic: values a'.
         batch: B transitions, actions in units of the box.
         noise: (B, action_dim), with the standard deviation of the smoothing.
         smoothing_clip: c, in units of the box.
