@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv as SB3VecEnv
 from torch import Tensor
 
 from contract import Acted, EnvSpec, Episode, Metrics, Mode, Obs, Progress, State, Task, Transition, VecEnv
-from faults import ConfigError, check_choice
+from faults import ConfigError, check_choice, check_range
 from networks.optimizer import load_optimizer_state, optimizer_state
 
 MODELS: dict[str, type[BaseAlgorithm]] = {
@@ -63,6 +63,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_choice("agent.model", self.model, MODELS)
+        if self.action_noise is not None:
+            check_range("agent.action_noise", self.action_noise, 0, None)
         for name in self.anneal:
             if name not in self.kwargs:
                 raise ConfigError(f"agent.anneal names '{name}', which agent.kwargs does not set")

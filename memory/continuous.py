@@ -74,7 +74,7 @@ class ActionBounds:
             ConfigError: if the actions are not a vector of numbers with finite bounds.
         """
         space = spec.action_space
-        if not isinstance(space, Box) or len(space.shape) != 1 or not np.isfinite([space.low, space.high]).all():
+        if not isinstance(space, Box) or len(space.shape) != 1 or not _has_width(space):
             raise ConfigError(
                 f"agent={agent} needs continuous actions: a vector within finite bounds; {spec.env_id} has {space}"
             )
@@ -92,6 +92,13 @@ class ActionBounds:
     def to_unit(self, action: Tensor) -> Tensor:
         """(B, action_dim) within the bounds -> (B, action_dim) in [-1, 1]."""
         return ((action.to(self._center) - self._center) / self._half_range).clamp(-1, 1)
+
+
+def _has_width(space: Box) -> bool:
+    """Whether every number may vary, between finite bounds."""
+    with np.errstate(over="ignore"):
+        width = space.high.astype(np.float32) - space.low.astype(np.float32)
+    return bool((np.isfinite(width) & (width > 0)).all())
 
 
 class ContinuousPolicy:

@@ -288,7 +288,9 @@ def test_policy_modes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("space", [Discrete(2), Box(-1, np.inf, (2,)), Box(-1, 1, (2, 2))])
+@pytest.mark.parametrize(
+    "space", [Discrete(2), Box(-1, np.inf, (2,)), Box(-3e38, 3e38, (1,)), Box(1, 1, (1,)), Box(-1, 1, (2, 2))]
+)
 def test_other_action_spaces_are_refused_in_one_line(name: str, space: gym.Space[Any]) -> None:
     with pytest.raises(ConfigError, match=rf"agent={name} needs continuous actions.*Test-v0 has [DB]") as refusal:
         make(name, fast(name), task_of(spec_of(space)))
