@@ -18,20 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv as SB3VecEnv
 from torch import Tensor
 
 from contract import Acted, EnvSpec, Episode, Metrics, Mode, Obs, Progress, State, Task, Transition, VecEnv
-from faults import ConfigError, check_choice
+from faults import ConfigError, check_choice, check_range
 from networks.optimizer import load_optimizer_state, optimizer_state
 
-MODELS: dict[str, type[BaseAlgorithm]] = {"dqn": DQN, "ppo": PPO, "a2c": A2C}
+MODELS: dict[str, type[BaseAlgorithm]] = {
+    "dqn": DQN,
+    "ppo": PPO,
+    "a2c": A2C,
+    "ddpg": DDPG,
+    "td3": TD3,
+    "sac": SAC,
+}
 
 
 @dataclass(frozen=True)
@@ -42,16 +51,20 @@ class Settings:
     name: str = "sb3_dqn"
     """What the run folder is called."""
     model: str = "dqn"
-    """dqn, ppo or a2c."""
+    """dqn, ppo, a2c, ddpg, td3 or sac."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's constructor, in Stable-Baselines3's names and units."""
     anneal: list[str] = field(default_factory=list)
     """Arguments among `kwargs` that fall linearly to zero over the run, e.g. `[learning_rate, clip_range]`."""
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
+    action_noise: float | None = None
+    """Standard deviation of DDPG's and TD3's Gaussian exploration, in units of the box [-1, 1]."""
 
     def __post_init__(self) -> None:
         check_choice("agent.model", self.model, MODELS)
+        if self.action_noise is not None:
+            check_range("agent.action_noise", self.action_noise, 0, None)
         for name in self.anneal:
             if name not in self.kwargs:
                 raise ConfigError(f"agent.anneal names '{name}', which agent.kwargs does not set")
@@ -174,6 +187,9 @@ class SB3Agent:
         kwargs = dict(settings.kwargs)
         for name in settings.anneal:
             kwargs[name] = linear_to_zero(float(kwargs[name]))
+        if settings.action_noise is not None:
+            zero = np.zeros(task.spec.action_space.shape or ())
+            kwargs["action_noise"] = NormalActionNoise(zero, zero + settings.action_noise)
         space = task.spec.observation_space
         image = isinstance(space, Box) and len(space.shape) == 3
         if not isinstance(space, Box | Discrete | MultiDiscrete):
@@ -231,11 +247,21 @@ class SB3Agent:
         self._build(for_training=False)
         self.model.policy.load_state_dict(state["policy"])
 
+    def _trained(self) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
+        """The model's optimisers, and what it learns outside its policy (SAC's temperature), by name."""
+        modules, variables = self.model._get_torch_save_params()
+        return (
+            {name: recursive_getattr(self.model, name) for name in modules if name.endswith("optimizer")},
+            {name: recursive_getattr(self.model, name) for name in variables},
+        )
+
     def state_dict(self) -> State:
         model = self.model
+        optimizers, variables = self._trained()
         return {
             "policy": self.policy_state_dict(),
-            "optimizer": optimizer_state(model.policy.optimizer),
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()},
+            "variables": {name: variable.detach() for name, variable in variables.items()},
             "counters": {
                 "num_timesteps": model.num_timesteps,
                 "n_updates": model._n_updates,
@@ -245,7 +271,11 @@ class SB3Agent:
 
     def load_state_dict(self, state: State) -> None:
         self.load_policy_state_dict(state["policy"])
-        load_optimizer_state(self.model.policy.optimizer, state["optimizer"])
+        optimizers, variables = self._trained()
+        for name, optimizer in optimizers.items():
+            load_optimizer_state(optimizer, state["optimizers"][name])
+        for name, variable in variables.items():
+            variable.data.copy_(state["variables"][name])
         counters = state["counters"]
         self.model.num_timesteps, self.model._n_updates = counters["num_timesteps"], counters["n_updates"]
         self.model._current_progress_remaining = counters["progress_remaining"]

@@ -1,4 +1,5 @@
-"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; an optimiser that processes share."""
+"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; a guarded step; an optimiser that processes
+share."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from faults import NonFiniteError
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -26,6 +29,26 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for index, values in saved.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tensor:
+    """One step against the gradient of `loss` in the optimiser's own parameters; returns the gradient's norm ().
+
+    Raises:
+        NonFiniteError: before the step, if loss or gradient is not finite: afterwards every weight would be NaN.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters)
+    norm = nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(loss + norm):
+        raise NonFiniteError(
+            f"update {update} has {what} loss {float(loss.detach()):.3g} and gradient norm {float(norm):.3g}; "
+            "try a smaller learning rate"
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    return norm
 
 
 class SharedRMSProp:

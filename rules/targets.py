@@ -203,6 +203,89 @@ def softmax_target(reward: Tensor, discount: Tensor, next_q: Tensor, temperature
     return expected_sarsa_target(reward, discount, next_q, softmax_policy(next_q, temperature))
 
 
+@torch.no_grad()
+def clipped_double_q_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
+    """Target of TD3: the next state and action are worth the lowest of several estimates.
+
+    The minimum leans down where a single estimate, chased by an actor that maximises it, drifts up.
+
+    Equation:
+        y = reward + discount * min_i Q_i(s', a'),  a' from `smoothed_action`
+
+    Source:
+        Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, equations 10 and 14.
+
+    Args:
+        reward: (B,) float, sum of m discounted rewards as the learner sees them (after clipping).
+        discount: (B,) float, gamma**m, or 0 after a terminal.
+        next_q: (K, B) float, K target networks' values of the true s' with the target policy's action.
+
+    Returns:
+        (B,) float, detached.
+
+    Raises:
+        ValueError: if reward or discount does not have the shape of one estimate.
+    """
+    return td_target(reward, discount, next_q.amin(dim=0))
+
+
+@torch.no_grad()
+def sampled_soft_target(
+    reward: Tensor, discount: Tensor, next_q: Tensor, next_log_prob: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """Target of SAC: the lowest estimate for a drawn action, plus the entropy that its probability stands for.
+
+    Averaged over actions drawn from the best policy this is `soft_target`; after a terminal there is no entropy either.
+
+    Equation:
+        y = reward + discount * (min_i Q_i(s', a') - temperature * log pi(a'|s')),  a' ~ pi(.|s')
+
+    Source:
+        Haarnoja et al. 2018, arXiv:1812.05905, equations 3 and 5, with two estimates as in its section 6.
+
+    Args:
+        reward: (B,) float, sum of m discounted rewards as the learner sees them (after clipping).
+        discount: (B,) float, gamma**m, or 0 after a terminal.
+        next_q: (K, B) float, K target networks' values of the true s' with a'.
+        next_log_prob: (B,) float, log-density of a' under the current policy.
+        temperature: weight of the entropy, at least 0, in units of return; a tensor is taken as it is.
+
+    Returns:
+        (B,) float, detached.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    lowest = next_q.amin(dim=0)
+    check_same_shape(next_value=lowest, next_log_prob=next_log_prob)
+    return td_target(reward, discount, lowest - temperature * next_log_prob)
+
+
+@torch.no_grad()
+def smoothed_action(action: Tensor, noise: Tensor, noise_clip: float) -> Tensor:
+    """TD3's regularisation of the target: a little noise on the target policy's action, inside the box.
+
+    Equation:
+        a' = clip(action + clip(noise, -noise_clip, noise_clip), -1, 1)
+
+    Source:
+        Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, equation 14.
+
+    Args:
+        action: (B, D) float in [-1, 1].
+        noise: (B, D) float, Gaussian with the standard deviation of the smoothing.
+        noise_clip: at least 0, in units of the box.
+
+    Returns:
+        (B, D) float in [-1, 1], detached.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(action=action, noise=noise)
+    return (action + noise.clamp(-noise_clip, noise_clip)).clamp(-1, 1)
+
+
 def _weigh(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, but 0 wherever weight is 0, even if value is NaN or infinite there."""
     return torch.where(weight == 0, 0.0, weight * value)

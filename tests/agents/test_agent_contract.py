@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 
 from agents import load_algorithm
 from contract import Agent, BringsAdvance, Mode, Streams, Task
@@ -20,9 +21,22 @@ from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
 from training.loop import Interaction
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
+CONTINUOUS = [
+    "agent.learning_starts_env_steps=64",
+    "agent.batch_size=16",
+    "agent.samples_per_env_step=4",
+    "agent.hidden_sizes=[16]",
+]
+SB3_CONTINUOUS = ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.batch_size=16"]
 SMALL = {
     "dqn": ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"],
     "a3c": ["agent.num_workers=1"],
+    "ddpg": CONTINUOUS,
+    "td3": CONTINUOUS,
+    "sac": CONTINUOUS,
+    "sb3_ddpg": SB3_CONTINUOUS,
+    "sb3_td3": SB3_CONTINUOUS,
+    "sb3_sac": SB3_CONTINUOUS,
     "sb3_dqn": ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.gradient_steps=4"],
 }
 ENV_STEPS = 512
@@ -33,10 +47,12 @@ class Session:
 
     def __init__(self, name: str, seed: int = 0) -> None:
         env_settings.register_environments()
-        try:
-            self._build(name, "CartPole-v1", seed)
-        except ConfigError:  # a tabular agent: it reads discrete observations only
-            self._build(name, "FrozenLake-v1", seed)
+        for env_id in ("CartPole-v1", "FrozenLake-v1", "Pendulum-v1"):  # for tables, for continuous actions
+            try:
+                return self._build(name, env_id, seed)
+            except ConfigError as error:
+                refusal = error
+        raise refusal
 
     def _build(self, name: str, env_id: str, seed: int) -> None:
         plain = compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *SMALL.get(name, [])], env_settings)
@@ -102,9 +118,10 @@ def test_actions_metrics_and_progress(name: str) -> None:
     progress = session.advance(ENV_STEPS)
     assert progress.env_steps >= ENV_STEPS
     actions = session.act()
-    assert actions.dtype == torch.int64
-    assert actions.shape == (20, 4)
-    assert 0 <= actions.min() <= actions.max() < session.env.spec.action_space.n  # type: ignore[attr-defined]
+    space = session.env.spec.action_space
+    assert actions.dtype == (torch.int64 if isinstance(space, Discrete) else torch.float32)
+    assert actions.shape == (20, 4, *(space.shape or ()))
+    assert all(action in space for action in actions.flatten(0, 1).numpy())
     for metrics in progress.metrics:
         for tag, value in metrics.items():
             assert tag.split("/")[0] in ("train", "rollout", "eval"), tag

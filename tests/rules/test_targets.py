@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rules.targets import (
+    clipped_double_q_target,
     double_q_target,
     expected_sarsa_target,
     q_learning_target,
+    sampled_soft_target,
     sarsa_target,
+    smoothed_action,
     soft_target,
     softmax_target,
     td_target,
@@ -313,3 +316,47 @@ def test_a_table_without_actions_is_refused() -> None:
 def test_a_temperature_that_is_not_positive_is_refused(target: Callable[..., Tensor], temperature: float) -> None:
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got "):
         target(torch.ones(4), torch.ones(4), torch.ones(4, 3), temperature)
+
+
+@both_precisions
+def test_clipped_double_q_takes_the_lower_estimate_of_each_sample(dtype: torch.dtype) -> None:
+    reward = torch.tensor([1.0, 1.0, -2.0], dtype=dtype)
+    discount = torch.tensor([0.5, 0.5, 0.0], dtype=dtype)
+    next_q = torch.tensor([[4.0, -6.0, math.nan], [8.0, -2.0, 1.0]], dtype=dtype)
+    same(clipped_double_q_target(reward, discount, next_q), [3.0, -2.0, -2.0])
+
+
+@both_precisions
+def test_sampled_soft_target_by_hand_with_the_entropy_inside_the_mask(dtype: torch.dtype) -> None:
+    reward = torch.tensor([1.0, 1.0, 7.0], dtype=dtype)
+    discount = torch.tensor([0.5, 0.5, 0.0], dtype=dtype)
+    next_q = torch.tensor([[4.0, -6.0, 3.0], [8.0, -2.0, 1.0]], dtype=dtype)
+    log_prob = torch.tensor([-2.0, 1.0, 5.0], dtype=dtype)
+    # 1 + 0.5 * (4 + 0.2 * 2), 1 + 0.5 * (-6 - 0.2 * 1), and the reward alone
+    same(sampled_soft_target(reward, discount, next_q, log_prob, 0.2), [3.2, -2.1, 7.0])
+
+
+def test_under_the_best_policy_every_draw_gives_the_soft_target() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    reward, discount = torch.randn(5, generator=generator, dtype=torch.float64), torch.full((5,), 0.9)
+    log_policy = (q / 0.3).log_softmax(-1)
+    for action in range(3):
+        sampled = sampled_soft_target(reward, discount, q[:, action][None], log_policy[:, action], 0.3)
+        assert_close(sampled, soft_target(reward, discount, q, 0.3))
+
+
+def test_smoothed_actions_are_clipped_twice() -> None:
+    action = torch.tensor([[0.0, 0.9], [-0.8, 0.2]])
+    noise = torch.tensor([[0.7, 0.4], [-0.3, 0.1]])
+    same(smoothed_action(action, noise, 0.5).flatten(), [0.5, 1.0, -1.0, 0.3])
+    assert torch.equal(smoothed_action(action, noise, 0.0), action)
+
+
+def test_targets_of_several_estimates_refuse_to_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"^next_value must have the shape of reward \(4,\), got \(4, 1\)$"):
+        clipped_double_q_target(torch.ones(4), torch.ones(4), torch.ones(2, 4, 1))
+    with pytest.raises(ValueError, match=r"^next_log_prob must have the shape of next_value \(4,\), got \(4, 1\)$"):
+        sampled_soft_target(torch.ones(4), torch.ones(4), torch.ones(2, 4), torch.ones(4, 1), 0.1)
+    with pytest.raises(ValueError, match=r"^noise must have the shape of action \(4, 2\), got \(2,\)$"):
+        smoothed_action(torch.ones(4, 2), torch.ones(2), 0.5)
