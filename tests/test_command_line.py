@@ -304,10 +304,10 @@ def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(
 
     original, count = agents.dqn.huber_loss, 0
 
-    def poisoned(q, target):  # type: ignore[no-untyped-def]
+    def poisoned(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal count
         count += 1
-        return original(q, target) * (float("nan") if count == 100 else 1.0)
+        return original(*args, **kwargs) * (float("nan") if count == 100 else 1.0)
 
     monkeypatch.setattr(agents.dqn, "huber_loss", poisoned)
     assert run_train(*SMALL, f"run_dir={tmp_path}") == 6
