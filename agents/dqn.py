@@ -49,7 +49,7 @@ from memory.prioritized import PrioritizedReplay
 from memory.q_policy import QPolicy
 from memory.replay import Replay, ReplaySettings
 from networks.heads import CategoricalHead, DistributionHead, DuelingQHead, QHead, QuantileHead
-from networks.noisy import make_noisy, noise
+from networks.noisy import noise
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
 from rules.distributional import (
     categorical_loss,
@@ -121,7 +121,11 @@ def make_agent(settings: Settings, task: Task) -> DQN:
             "(agent=sb3_ppo and sb3_a2c take them)"
         )
     q_net = make_q_net(
-        s, task.spec.observation_space, lambda width: make_head(s, width, int(space.n)), task.streams.seed("network")
+        s,
+        task.spec.observation_space,
+        lambda width: make_head(s, width, int(space.n)),
+        task.streams.seed("network"),
+        s.noisy_sigma if s.noisy else None,
     )
     generator = task.streams.numpy("replay")
     replay: Replay | PrioritizedReplay
@@ -255,8 +259,6 @@ class DQN:
     ) -> None:
         self._settings = settings
         self._total_env_steps = task.total_env_steps
-        if settings.noisy:
-            make_noisy(q_net, settings.noisy_sigma)
         self.learner = QLearner(settings, q_net, task.device)
         self.q_net, self.target_q_net = self.learner.q_net, self.learner.target_q_net
         self.replay = replay

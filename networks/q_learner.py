@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from faults import NonFiniteError, check_choice, check_range
 from networks.backbones import BACKBONES, CNN, make_backbone
+from networks.noisy import make_noisy
 from networks.optimizer import load_optimizer_state, optimizer_state
 
 
@@ -53,7 +54,11 @@ class QLearnerSettings:
 
 
 def make_q_net(
-    settings: QLearnerSettings, space: gym.Space[Any], make_head: Callable[[int], nn.Module], seed: int
+    settings: QLearnerSettings,
+    space: gym.Space[Any],
+    make_head: Callable[[int], nn.Module],
+    seed: int,
+    noisy_sigma: float | None = None,
 ) -> nn.Sequential:
     """Builds backbone and head; their initial weights are a function of `seed` alone.
 
@@ -62,6 +67,7 @@ def make_q_net(
         space: of the observations.
         make_head: builds the head for features of a width.
         seed: of the initial weights.
+        noisy_sigma: if set, every linear layer is a noisy one.
 
     Raises:
         ConfigError: if the backbone cannot read the observations.
@@ -70,7 +76,10 @@ def make_q_net(
         torch.manual_seed(seed)
         s = settings
         backbone = make_backbone(s.backbone, space, s.hidden_sizes, s.center_pixels, s.bfloat16)
-        return nn.Sequential(backbone, make_head(backbone.out_dim))
+        q_net = nn.Sequential(backbone, make_head(backbone.out_dim))
+        if noisy_sigma is not None:
+            make_noisy(q_net, noisy_sigma)
+        return q_net
 
 
 class QLearner:
