@@ -9,7 +9,7 @@ Sources:
     Mnih et al. 2016, arXiv:1602.01783, Algorithm S2 and section 4 (one-step SARSA with a delayed target network).
 
 Deviations from the sources:
-    1. N environments stepped together in place of asynchronous workers; Adam, Huber's loss and a clipped gradient.
+    1. N environments stepped together in place of asynchronous workers; Adam and a clipped gradient.
     2. Returns are cut after T steps, so lambda-returns mix at most T rewards; each step is used `epochs` times.
     3. Learning waits for one step more than it learns from, whose actions close the last returns.
     4. At a time limit, which the sources do not have, the value behind the limit is that of an action drawn for it.
@@ -30,7 +30,7 @@ from memory.q_policy import QPolicy
 from networks.heads import DuelingQHead, QHead
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
 from rules.exploration import epsilon_greedy_action
-from rules.losses import huber_loss
+from rules.losses import squared_loss
 from rules.returns import lambda_returns, n_step_returns
 from rules.schedules import linear_schedule
 
@@ -200,7 +200,7 @@ class DeepSarsa:
             order = torch.randperm(len(target), generator=self._generator, device=target.device)
             for chosen in torch.split(order, s.minibatch_size):
                 q = self.q_net(obs[chosen]).gather(1, action[chosen, None]).squeeze(1)
-                metrics = self.learner.step(huber_loss(q, target[chosen]), self.learning_rate)
+                metrics = self.learner.step(squared_loss(q, target[chosen]), self.learning_rate)
                 metrics["train/q_mean"] = q.detach().mean()
         return metrics | {"rollout/exploration_rate": self.epsilon}
 

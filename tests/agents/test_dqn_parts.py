@@ -97,8 +97,8 @@ def coin() -> gym.Env[Any, Any]:
 def test_learns_the_distribution_not_only_its_mean(part: str) -> None:
     """One step, +1 with probability 1/4, else -1."""
     env = host(coin, 4)
-    agent = make_agent(replace(FAST, **PARTS[part], learning_rate_end=0.0), task(env, 3_000))
-    train(agent, env, 3_000)
+    agent = make_agent(replace(FAST, **PARTS[part], learning_rate_end=0.0), task(env, 2_400))
+    train(agent, env, 2_400)
     backbone, head = agent.q_net
     with torch.no_grad():
         (distribution,) = head.distribution(backbone(torch.zeros(1, 1)))[0]
