@@ -2,11 +2,14 @@
 
     python -m benchmarks.speed                   # about six minutes on two cores
     python -m benchmarks.speed --seconds 10      # a quick look
+    python -m benchmarks.speed --group actor_critic
 
-Equal work: the Nature network on 84x84x4, 8 replayed samples per environment step, one-step targets without double or
-dueling, frames skipped, pooled and resized alike. Free, as long as learning does not suffer: batch size and number of
-environments. Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine
-that drifts drifts for all. A window starts after learning has, and counts whole environment steps, learning included.
+Equal work, DQN: the Nature network on 84x84x4, 8 replayed samples per environment step, one-step targets without double
+or dueling, frames skipped, pooled and resized alike. Free, as long as learning does not suffer: batch size and number
+of environments. PPO and A2C: all of it is equal, network, number of environments, rollouts, minibatches and epochs.
+
+Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine that drifts drifts
+for all. A window starts after learning has, and counts whole environment steps, learning included.
 """
 
 from __future__ import annotations
@@ -27,13 +30,23 @@ OURS = [
     "agent.replay_capacity=20000",
 ]
 SB3_DQN = ["agent=sb3_dqn", "agent.kwargs.learning_starts=1024", "agent.kwargs.buffer_size=20000"]
+EQUAL = ["agent.center_pixels=false", "agent.learning_starts_env_steps=0"]
 CONTENDERS: dict[str, list[str]] = {
+    "ppo": ["agent=ppo", *EQUAL],
+    "ppo, bfloat16": ["agent=ppo", *EQUAL, "agent.bfloat16=true"],
+    "a2c": ["agent=a2c", *EQUAL],
+    "a2c, bfloat16": ["agent=a2c", *EQUAL, "agent.bfloat16=true"],
     "dqn": OURS,
     "dqn, batch 32": [*OURS, "agent.batch_size=32"],
     "dqn, bfloat16": [*OURS, "agent.bfloat16=true"],
     "sb3_dqn": SB3_DQN,
     "sb3_ppo": ["agent=sb3_ppo"],
     "sb3_a2c": ["agent=sb3_a2c"],
+}
+
+GROUPS = {
+    "dqn": ["dqn", "dqn, batch 32", "dqn, bfloat16", "sb3_dqn", "sb3_ppo", "sb3_a2c"],
+    "actor_critic": ["ppo", "ppo, bfloat16", "sb3_ppo", "a2c", "a2c, bfloat16", "sb3_a2c"],
 }
 
 
@@ -78,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
     parser.add_argument("--rounds", type=int, default=3, help="windows per contender")
+    parser.add_argument("--group", choices=GROUPS, default="dqn")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
@@ -86,9 +100,10 @@ def main() -> None:
 
     from benchmarks.record import write_result
 
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    contenders = GROUPS[arguments.group]
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for k in range(arguments.rounds):
-        for name in list(CONTENDERS)[:: 1 if k % 2 == 0 else -1]:
+        for name in contenders[:: 1 if k % 2 == 0 else -1]:
             command = [
                 sys.executable,
                 "-m",
@@ -101,17 +116,19 @@ def main() -> None:
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
             speeds[name].append(json.loads(answer.stdout.splitlines()[-1])["env_steps_per_s"])
             print(f"round {k + 1}  {name:14s} {speeds[name][-1]:8.1f} environment steps/s", flush=True)
+    peers = {name: f"sb3_{name.partition(',')[0]}" for name in contenders if not name.startswith("sb3_")}
     ratios = {
-        name: [ours / theirs for ours, theirs in zip(speeds[name], speeds["sb3_dqn"], strict=True)]
-        for name in CONTENDERS
-        if name.startswith("dqn")
+        name: [ours / theirs for ours, theirs in zip(speeds[name], speeds[peer], strict=True)]
+        for name, peer in peers.items()
     }
     print("\nenvironment steps/s, median of the rounds (learning included)")
     for name, values in speeds.items():
         print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")
     for name, values in ratios.items():
-        print(f"  {name} / sb3_dqn: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
-    path = write_result("speed", {"env": "ALE/Pong-v5", "env_steps_per_s": speeds, "ratio_to_sb3_dqn": ratios})
+        print(f"  {name} / {peers[name]}: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
+    name = "speed" if arguments.group == "dqn" else f"speed_{arguments.group}"
+    ratio = "ratio_to_sb3_dqn" if arguments.group == "dqn" else "ratio_to_sb3"
+    path = write_result(name, {"env": "ALE/Pong-v5", "env_steps_per_s": speeds, ratio: ratios})
     print(f"written to {path.name}")
 
 

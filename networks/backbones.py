@@ -6,7 +6,7 @@ which is what the convolutions compute fastest in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from faults import ConfigError
 
 BACKBONES = ("auto", "mlp", "nature_cnn", "nips_cnn", "small_cnn")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
 
 
 class Backbone(nn.Module):
@@ -33,6 +34,7 @@ def make_backbone(
     hidden_sizes: Sequence[int],
     center_pixels: bool = False,
     bfloat16: bool = False,
+    activation: str = "relu",
 ) -> Backbone:
     """Builds a backbone for the observations of `space`.
 
@@ -42,6 +44,7 @@ def make_backbone(
         hidden_sizes: layer widths of an `mlp`; the last is the feature size. CNNs have their papers' sizes.
         center_pixels: whether a CNN subtracts a mean image, which is to be given to `CNN.center`.
         bfloat16: whether a CNN computes in bfloat16; its weights and features stay float32.
+        activation: of an `mlp`, one of `ACTIVATIONS`.
 
     Raises:
         ConfigError: if the backbone cannot read the space.
@@ -52,7 +55,7 @@ def make_backbone(
     if center_pixels and (not image or name == "mlp"):
         raise ConfigError(f"agent.center_pixels needs a CNN on images, not {name} on {space}")
     if name == "mlp":
-        return MLP(make_input(space), hidden_sizes)
+        return MLP(make_input(space), hidden_sizes, activation)
     if not image:
         raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
     assert space.shape is not None
@@ -99,10 +102,11 @@ class Flatten(Backbone):
 
 
 class MLP(Backbone):
-    """Fully connected layers with ReLU: (N, ...) -> (N, out_dim)."""
+    """Fully connected layers, each followed by the activation: (N, ...) -> (N, out_dim)."""
 
-    def __init__(self, input_layer: Backbone, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, input_layer: Backbone, hidden_sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.input_layer = input_layer
         width = input_layer.out_dim
         self.layers = nn.ModuleList()
@@ -114,7 +118,7 @@ class MLP(Backbone):
     def forward(self, obs: Tensor) -> Tensor:
         x: Tensor = self.input_layer(obs)
         for layer in self.layers:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         return x
 
 

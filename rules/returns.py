@@ -15,7 +15,7 @@ next_value of a terminal, stays where it is.
 import torch
 from torch import Tensor
 
-from rules.checks import check_fraction, check_rollout
+from rules.checks import check_fraction, check_positive, check_rollout
 from rules.targets import td_target
 
 
@@ -146,6 +146,60 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, next_value: Tensor, cut
     check_fraction(lambda_=lambda_)
     delta = td_target(reward, discount, next_value) - value
     return _accumulate(delta, lambda_ * discount, cut)
+
+
+@torch.no_grad()
+def v_trace(
+    reward: Tensor,
+    discount: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    cut: Tensor,
+    ratio: Tensor,
+    lambda_: float = 1.0,
+    clip_rho: float = 1.0,
+    clip_policy_rho: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """V-trace: value targets and advantages from steps that an older policy took.
+
+    Equation:
+        rho[t] = min(clip_rho, ratio[t]),  c[t] = lambda_ * min(1, ratio[t])
+        e[t] = rho[t] * (reward[t] + discount[t] * next_value[t] - value[t])
+               + (0 if cut[t] or t == T - 1 else discount[t] * c[t] * e[t + 1])
+        target[t] = value[t] + e[t]
+        A[t] = min(clip_policy_rho, ratio[t]) * (reward[t] + discount[t] * next_target[t] - value[t])
+        next_target[t] = next_value[t] + (0 if cut[t] or t == T - 1 else e[t + 1])
+
+    Source:
+        Espeholt et al. 2018, arXiv:1802.01561, equation 1, remark 2 (lambda) and section 4.2.
+
+    Args:
+        reward: (T, ...) float.
+        discount: (T, ...) float, gamma * (1 - terminal).
+        value: (T, ...) float, value of s_t.
+        next_value: (T, ...) float, value of the true s_{t+1}; equals value[t + 1] where the chain goes on.
+        cut: (T, ...) bool, terminal | episode_end.
+        ratio: (T, ...) float, pi(a|s) / mu(a|s): the policy that learns over the one that acted.
+        lambda_: in [0, 1].
+        clip_rho: positive; where the fixed point of the values lies.
+        clip_policy_rho: positive; for the advantages.
+
+    Returns:
+        Targets of the values and advantages, (T, ...) float each, detached. With every ratio 1 the targets are
+        lambda-returns.
+
+    Raises:
+        ValueError: if the shapes differ, T is 0, cut is not boolean or a number is out of its range.
+    """
+    check_rollout(reward=reward, discount=discount, value=value, next_value=next_value, ratio=ratio, cut=cut)
+    check_fraction(lambda_=lambda_)
+    check_positive(clip_rho=clip_rho, clip_policy_rho=clip_policy_rho)
+    delta = ratio.clamp(max=clip_rho) * (td_target(reward, discount, next_value) - value)
+    error = _accumulate(delta, discount * lambda_ * ratio.clamp(max=1.0), cut)
+    following = torch.cat([error[1:], torch.zeros_like(error[-1:])])
+    next_target = next_value + torch.where(cut, 0.0, following)
+    advantage = ratio.clamp(max=clip_policy_rho) * (td_target(reward, discount, next_target) - value)
+    return value + error, advantage
 
 
 def _chain_stops(cut: Tensor) -> Tensor:

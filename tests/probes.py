@@ -35,6 +35,29 @@ class Probe(gym.Env[Any, Any]):
         return np.array([value], np.float32), float(reward), terminated, truncated, {}
 
 
+class Cue(gym.Env[Any, Any]):
+    """Shows a sign at the first step, nothing for `delay` steps, then asks for it: +1 for the right answer, -1 else.
+
+    Observation: the sign or 0, and whether the question is asked now. No policy without memory earns more than 0.
+    """
+
+    def __init__(self, delay: int) -> None:
+        self.observation_space = Box(-1, 1, (2,), np.float32)
+        self.action_space = Discrete(2)
+        self._delay = delay
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._t, self._sign = 0, sign(self.np_random)
+        return np.array([self._sign, 0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._t += 1
+        ends = self._t > self._delay + 1
+        reward = (1.0 if (action == 1) == (self._sign > 0) else -1.0) if ends else 0.0
+        return np.array([0, self._t == self._delay + 1], np.float32), reward, ends, False, {}
+
+
 def sign(rng: np.random.Generator) -> float:
     return 1.0 if rng.random() < 0.5 else -1.0
 

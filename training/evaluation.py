@@ -48,7 +48,7 @@ def evaluate(
             if len(finished[i]) < quota[i]:
                 capped = cap_env_steps is not None and episode.length_env_steps >= cap_env_steps
                 finished[i].append(episode._replace(cut=capped and not bool(step.transition.terminal[i])))
-        obs, episode_start = step.obs, step.transition.episode_end
+        obs, episode_start = step.obs, step.transition.episode_end | ~step.transition.valid
     return [episode for done in finished for episode in done]
 
 

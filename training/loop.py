@@ -42,7 +42,8 @@ class Interaction:
             step = self._env.step(acted.action)
             self._agent.observe(step.transition, acted)
             metrics.append(self._agent.update())
-            self._obs, self._episode_start = step.obs, step.transition.episode_end
+            # After the empty row of an environment that resets itself, its first observation is yet to come.
+            self._obs, self._episode_start = step.obs, step.transition.episode_end | ~step.transition.valid
             episodes += step.episodes
             taken += int(step.transition.valid.sum())
         return Progress(taken, episodes, metrics)
