@@ -1,5 +1,5 @@
 # One short name per chore.
-.PHONY: fmt lint type test test-all bench
+.PHONY: fmt lint type test test-all mutants bench
 
 fmt:
 	ruff format .
@@ -17,6 +17,9 @@ test:
 
 test-all:
 	python -m pytest -m "slow or not slow"
+
+mutants:
+	python -m tests.mutants
 
 bench:
 	python -m benchmarks.speed

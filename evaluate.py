@@ -2,6 +2,7 @@
 
     python evaluate.py run=latest
     python evaluate.py run=pretrained/pong checkpoint=best episodes=20 video=1 epsilon=0.01 format=json
+    python evaluate.py run=latest 'temperatures=[0.01,0.1,1,10]'     # and a curve over softmax temperatures
 
 Exit codes are listed in faults.py.
 """
@@ -46,6 +47,8 @@ class EvaluateConfig:
     """greedy, sample, epsilon=<x> or temperature=<x>; the run's own eval.mode if left out."""
     epsilon: float | None = None
     """Short for mode=epsilon=<x>."""
+    temperatures: list[float] = field(default_factory=list)
+    """Softmax temperatures to score as well, from the same starts; the curve is drawn beside the result."""
     seed: int = 0
     format: str = "table"
     """table, or json: one JSON object alone on standard output."""
@@ -65,6 +68,8 @@ class EvaluateConfig:
         check_range("episodes", self.episodes, 1, 10_000_000)
         check_range("num_envs", self.num_envs, 1, 4096)
         check_range("seed", self.seed, 0, 2**31 - 1)
+        for temperature in self.temperatures:
+            check_range("temperatures", temperature, 0, None, open_low=True)
         check_range("video", self.video, 0, 1000)
         check_range("max_episode_steps", self.max_episode_steps, 1, None)
         check_choice("format", self.format, ("table", "json"))
@@ -163,6 +168,20 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     finally:
         env.close()
 
+    curve = []
+    for temperature in config.temperatures:
+        env, cap = new_env(num_envs)
+        try:
+            generator = streams.torch("evaluate/policy", device=config.device)
+            policy = agent.policy(Mode("temperature", temperature), num_envs, generator)
+            played = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
+        finally:
+            env.close()
+        if played:
+            score = summarise(played)
+            kept = ("mean_reward", "ci95", "mean_ep_length", "success_rate")
+            curve.append({"temperature": temperature, **{name: score[name] for name in kept}})
+
     figures = summarise(episodes)
     mean = figures["mean_reward"]
     assert isinstance(mean, float)
@@ -171,6 +190,7 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
         "agent": trained["agent"]["algorithm"],
         "checkpoint_env_steps": env_steps,
         **figures,
+        **({"temperatures": curve} if curve else {}),
         "random_mean_reward": summarise(baseline)["mean_reward"] if baseline else None,
         "human_normalized": human_normalized(env_config.id, mean),
         "protocol": {**env.spec.protocol, "policy": str(mode), "step_cap": cap, "seed": config.seed},
@@ -254,6 +274,12 @@ def write_result(config: EvaluateConfig, run: Run, result: dict[str, Any], stamp
         warn("note: the run is read-only, so the result is not stored; set out=<folder>")
         return
     (folder / f"{stamp}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if "temperatures" in result:
+        from training.pictures import draw_temperatures
+
+        path = folder / f"{stamp}-temperatures.png"
+        draw_temperatures(result["temperatures"], path)
+        warn(f"picture: {path}")
 
 
 def write_picture(config: EvaluateConfig, run: Run, agent: Agent, model: Any, stamp: str) -> None:
@@ -334,6 +360,10 @@ def table(result: dict[str, Any]) -> str:
         ("human-normalised", number(result["human_normalized"])),
         ("episodes", f"{result['num_episodes']}{' (interrupted)' if result['partial'] else ''}"),
     ]
+    for point in result.get("temperatures", []):
+        low, high = point["ci95"]
+        name = f"at temperature {point['temperature']:g}"
+        rows.append((name, f"{number(point['mean_reward'])}   95 % interval over episodes [{low:,.2f}, {high:,.2f}]"))
     if result["cut_episodes"]:
         rows.append(("cut by the step cap", f"{result['cut_episodes']:.0f} episodes"))
     rows += [

@@ -1,10 +1,25 @@
-"""Deep Q-Network (DQN): Q-learning with replay and a delayed target network; double, dueling and n-step by a key each.
+"""Deep Q-Network (DQN): Q-learning with replay and a delayed target network, and every later part by a key of its own.
+
+    key                        part                                    configs/agent/
+    double, dueling, n_step    targets and head                        dqn.yaml (n_step 3, double)
+    distribution=categorical   C51: returns on fixed atoms             c51.yaml
+    distribution=quantile      QR-DQN: quantiles of the return         qr_dqn.yaml
+    prioritized                replay by priority
+    noisy                      exploration by noisy weights
+    all of them                Rainbow                                 rainbow.yaml
+
+Each part is a choice of replay, of layer, of head or of loss, made once when the agent is built; the learning step is
+the same for all.
 
 Sources:
     Mnih et al. 2015, "Human-level control through deep reinforcement learning", Nature 518, Algorithm 1.
     van Hasselt, Guez and Silver 2016, arXiv:1509.06461 (`double`).
     Wang et al. 2016, arXiv:1511.06581 (`dueling`).
-    Sutton 1988 and Hessel et al. 2018, arXiv:1710.02298 (`n_step`).
+    Schaul et al. 2016, arXiv:1511.05952 (`prioritized`).
+    Bellemare, Dabney and Munos 2017, arXiv:1707.06887 (`distribution=categorical`).
+    Dabney, Rowland, Bellemare and Munos 2018, arXiv:1710.10044 (`distribution=quantile`).
+    Fortunato et al. 2018, arXiv:1706.10295 (`noisy`).
+    Sutton 1988 (`n_step`); Hessel et al. 2018, arXiv:1710.02298 (all of them: Rainbow).
 
 Deviations from the sources:
     1. Adam instead of RMSProp, with a linearly annealed learning rate if `learning_rate_end` is set.
@@ -14,90 +29,83 @@ Deviations from the sources:
     4. The target network is synchronised every so many environment steps, not gradient steps.
     5. The dueling head has no hidden layer of its own (see `networks/heads.py`).
     6. `center_pixels` subtracts the mean image of the warm-up from what the network sees. The paper feeds raw pixels.
+    7. Noise is drawn for each row of a batch, not once for all (see `networks/noisy.py`). Evaluation uses the means.
+    8. Priorities are the Kullback-Leibler divergence with a categorical distribution, as in Rainbow; with quantiles
+       they are the error of the mean, for which there is no source.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition
-from faults import ConfigError, NonFiniteError, check_choice, check_range
-from memory.replay import Replay
-from networks.backbones import BACKBONES, CNN, make_backbone
-from networks.heads import DuelingQHead, QHead
-from networks.optimizer import load_optimizer_state, optimizer_state
-from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
+from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
+from faults import ConfigError, check_choice, check_range
+from memory.prioritized import PrioritizedReplay
+from memory.q_policy import QPolicy
+from memory.replay import Replay, ReplaySettings
+from networks.heads import CategoricalHead, DistributionHead, DuelingQHead, QHead, QuantileHead
+from networks.noisy import noise
+from networks.q_learner import QLearner, QLearnerSettings, make_q_net
+from rules.distributional import (
+    categorical_loss,
+    categorical_target,
+    quantile_loss,
+    quantile_midpoints,
+    quantile_target,
+)
+from rules.exploration import epsilon_greedy_action, greedy_action
 from rules.losses import huber_loss
 from rules.schedules import linear_schedule
 from rules.targets import double_q_target, q_learning_target
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The `agent.*` keys."""
+class Settings(ReplaySettings, QLearnerSettings):
+    """The `agent.*` keys: those of the replay (memory/replay.py), of the network (networks/q_learner.py), and these."""
 
     algorithm: str = "dqn"
-    gamma: float = 0.99
-    """Discount per environment step, in [0, 1]."""
-    learning_rate: float = 1e-3
-    learning_rate_end: float | None = None
-    """If set, the learning rate falls linearly to this value over the run."""
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 10.0
-    batch_size: int = 128
-    samples_per_env_step: float = 8.0
-    """Replayed samples per environment step: a gradient step every `batch_size / samples_per_env_step` steps."""
-    replay_capacity: int = 50_000
-    """Transitions."""
-    learning_starts_env_steps: int = 1_000
-    target_sync_every_env_steps: int = 1_000
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int = 10_000
-    """Environment steps over which epsilon falls linearly from start to end."""
-    n_step: int = 1
+    """Environment steps over which epsilon falls linearly from start to end. With `noisy` epsilon is 0."""
     double: bool = False
-    dueling: bool = False
-    clip_reward: bool = False
-    """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
-    backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
-    center_pixels: bool = False
-    """Subtract the mean image of the steps before learning starts from every image."""
-    bfloat16: bool = False
-    """Compute the CNN in bfloat16: faster only where the processor has its instructions."""
-    hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    """Layer widths of the mlp."""
+    """The online network chooses the next action, the target network values it."""
+    prioritized: bool = False
+    """Draw from the replay by priority."""
+    priority_alpha: float = 0.5
+    """0: uniformly; 1: in proportion to the error."""
+    priority_beta: float = 0.4
+    """Of the importance weights, at the start; it rises linearly to 1 over the run."""
+    noisy: bool = False
+    """Explore by noise in every fully connected layer, in place of epsilon."""
+    noisy_sigma: float = 0.5
+    """Initial size of the noise."""
+    distribution: str = "none"
+    """none: action values; categorical: C51; quantile: QR-DQN."""
+    num_atoms: int = 51
+    """Atoms, or quantiles."""
+    v_min: float = -10.0
+    """Smallest return that a categorical distribution knows."""
+    v_max: float = 10.0
+    """Largest return that a categorical distribution knows."""
 
     def __post_init__(self) -> None:
-        check_range("agent.gamma", self.gamma, 0, 1)
-        check_range("agent.learning_rate", self.learning_rate, 0, None, open_low=True)
-        if self.learning_rate_end is not None:
-            check_range("agent.learning_rate_end", self.learning_rate_end, 0, None)
-        check_range("agent.adam_epsilon", self.adam_epsilon, 0, None, open_low=True)
-        check_range("agent.max_grad_norm", self.max_grad_norm, 0, None, open_low=True)
-        check_range("agent.batch_size", self.batch_size, 1, None)
-        check_range("agent.samples_per_env_step", self.samples_per_env_step, 0, None, open_low=True)
-        check_range("agent.replay_capacity", self.replay_capacity, 1, None)
-        check_range("agent.learning_starts_env_steps", self.learning_starts_env_steps, 1, None)
-        check_range("agent.target_sync_every_env_steps", self.target_sync_every_env_steps, 1, None)
+        ReplaySettings.__post_init__(self)
+        QLearnerSettings.__post_init__(self)
         check_range("agent.epsilon_start", self.epsilon_start, 0, 1)
         check_range("agent.epsilon_end", self.epsilon_end, 0, self.epsilon_start)
         check_range("agent.epsilon_decay_env_steps", self.epsilon_decay_env_steps, 0, None)
-        check_range("agent.n_step", self.n_step, 1, 1000)
-        check_choice("agent.backbone", self.backbone, BACKBONES)
-        for size in self.hidden_sizes:
-            check_range("agent.hidden_sizes", size, 1, 1_000_000)
-        if self.batch_size > self.replay_capacity:
-            raise ConfigError(
-                f"agent.batch_size ({self.batch_size}) must not exceed agent.replay_capacity ({self.replay_capacity})"
-            )
+        check_range("agent.priority_alpha", self.priority_alpha, 0, 1)
+        check_range("agent.priority_beta", self.priority_beta, 0, 1)
+        check_range("agent.noisy_sigma", self.noisy_sigma, 0, None)
+        check_choice("agent.distribution", self.distribution, LOSSES)
+        check_range("agent.num_atoms", self.num_atoms, 2, 10_000)
+        check_range("agent.v_max", self.v_max, self.v_min, None, open_low=True)
 
 
 def make_agent(settings: Settings, task: Task) -> DQN:
@@ -106,35 +114,58 @@ def make_agent(settings: Settings, task: Task) -> DQN:
     Raises:
         ConfigError: if the actions are not discrete, or the backbone cannot read the observations.
     """
-    space = task.spec.action_space
+    s, space = settings, task.spec.action_space
     if not isinstance(space, Discrete):
         raise ConfigError(
             f"agent=dqn chooses among discrete actions; {task.spec.env_id} has {type(space).__name__} actions "
             "(agent=sb3_ppo and sb3_a2c take them)"
         )
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
-        torch.manual_seed(task.streams.seed("network"))
-        backbone = make_backbone(
-            settings.backbone,
-            task.spec.observation_space,
-            settings.hidden_sizes,
-            settings.center_pixels,
-            settings.bfloat16,
-        )
-        head = (DuelingQHead if settings.dueling else QHead)(backbone.out_dim, int(space.n))
-    replay = Replay(settings.replay_capacity, task.spec, settings.gamma, settings.n_step, task.streams.numpy("replay"))
-    return DQN(settings, nn.Sequential(backbone, head).to(task.device), replay, task)
+    q_net = make_q_net(
+        s,
+        task.spec.observation_space,
+        lambda width: make_head(s, width, int(space.n)),
+        task.streams.seed("network"),
+        s.noisy_sigma if s.noisy else None,
+    )
+    generator = task.streams.numpy("replay")
+    replay: Replay | PrioritizedReplay
+    if s.prioritized:
+        replay = PrioritizedReplay(s.replay_capacity, task.spec, s.gamma, s.n_step, s.priority_alpha, generator)
+    else:
+        replay = Replay(s.replay_capacity, task.spec, s.gamma, s.n_step, generator)
+    return DQN(s, q_net, replay, task)
 
 
-def td_loss(q_net: nn.Module, target_q_net: nn.Module, batch: Batch, double: bool) -> tuple[Tensor, Tensor]:
+def make_head(settings: Settings, in_dim: int, num_actions: int) -> nn.Module:
+    """What the last layer predicts of each action: its value, or a distribution of returns."""
+    s = settings
+    if s.distribution == "categorical":
+        support = torch.linspace(s.v_min, s.v_max, s.num_atoms)
+        return CategoricalHead(in_dim, num_actions, support, s.dueling)
+    if s.distribution == "quantile":
+        return QuantileHead(in_dim, num_actions, s.num_atoms, s.dueling)
+    return (DuelingQHead if s.dueling else QHead)(in_dim, num_actions)
+
+
+class Learned(NamedTuple):
+    """What a loss says about a batch."""
+
+    loss: Tensor
+    """()."""
+    q: Tensor
+    """(B,): Q(s, a), detached."""
+    error: Tensor
+    """(B,): how far each sample is from its target, detached and unweighted: its priority."""
+
+
+def td_loss(
+    q_net: nn.Module, target_q_net: nn.Module, batch: Batch, double: bool, weight: Tensor | None = None
+) -> Learned:
     """Huber loss of the action values against their Q-learning targets.
 
     Equation:
-        loss = mean huber(Q(s, a) - y),  y = reward + discount * max_a' Q_target(s', a')
+        loss = mean weight * huber(Q(s, a) - y),  y = reward + discount * max_a' Q_target(s', a')
         with `double`: y = reward + discount * Q_target(s', argmax_a' Q(s', a'))
-
-    Returns:
-        The loss () and Q(s, a) (B,).
     """
     with torch.no_grad():
         next_q_target = target_q_net(batch.next_obs)  # (B, A)
@@ -143,59 +174,96 @@ def td_loss(q_net: nn.Module, target_q_net: nn.Module, batch: Batch, double: boo
         else:
             target = q_learning_target(batch.reward, batch.discount, next_q_target)
     q = q_net(batch.obs).gather(1, batch.action[:, None]).squeeze(1)  # (B,)
-    return huber_loss(q, target), q.detach()
+    return Learned(huber_loss(q, target, weight=weight), q.detach(), (target - q).detach())
 
 
-class QPolicy:
-    """Acts on the values of a network: greedily, epsilon-greedily or by softmax."""
+def c51_loss(
+    q_net: nn.Sequential, target_q_net: nn.Sequential, batch: Batch, double: bool, weight: Tensor | None = None
+) -> Learned:
+    """Divergence of the predicted distribution of returns from its projected target.
 
-    def __init__(self, q_net: nn.Module, mode: Mode, epsilon: Callable[[], float], generator: torch.Generator) -> None:
-        if mode.name == "sample":
-            raise ConfigError("agent=dqn has no stochastic policy of its own; use epsilon=<x> or temperature=<x>")
-        self._q_net = q_net
-        self._mode = mode
-        self._epsilon = epsilon
-        self._generator = generator
-        self._device = next(q_net.parameters()).device
+    Equation:
+        loss = mean weight * KL(projection of (reward + discount * z, p_target(s', a')) || p(s, a))
+        a' = argmax_a of the mean of p_target(s', a), or with `double` of p(s', a)
+    """
+    head = q_net[1]
+    assert isinstance(head, CategoricalHead)
+    with torch.no_grad():
+        next_probability = predict_next(q_net, target_q_net, batch, double).softmax(dim=-1)  # (B, Z)
+        target = categorical_target(batch.reward, batch.discount, next_probability, head.support)
+    logits = predict(q_net, batch)  # (B, Z)
+    loss = categorical_loss(logits, target)  # (B,)
+    return Learned(weighted_mean(loss, weight), head.mean(logits.detach()), loss.detach())
 
-    @torch.no_grad()
-    def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        assert isinstance(obs, Tensor)
-        q = self._q_net(obs.to(self._device))  # (N, A)
-        extras = {"q": q}
-        if self._mode.name == "temperature":
-            assert self._mode.value is not None
-            action = boltzmann_action(q, self._mode.value, self._generator)
-        elif self._mode.name == "greedy":
-            action = greedy_action(q)
-        else:
-            epsilon = self._epsilon() if self._mode.value is None else self._mode.value
-            action = epsilon_greedy_action(q, epsilon, self._generator)
-        return Acted(action.to(obs.device), extras)
 
-    def state_dict(self) -> State:
-        return {"generator": self._generator.get_state()}
+def qr_loss(
+    q_net: nn.Sequential, target_q_net: nn.Sequential, batch: Batch, double: bool, weight: Tensor | None = None
+) -> Learned:
+    """Quantile regression of the predicted quantiles of returns on those of the target.
 
-    def load_state_dict(self, state: State) -> None:
-        self._generator.set_state(state["generator"])
+    Equation:
+        loss = mean weight * quantile_loss(theta(s, a), reward + discount * theta_target(s', a'))
+        a' = argmax_a of the mean of theta_target(s', a), or with `double` of theta(s', a)
+    """
+    with torch.no_grad():
+        next_quantiles = predict_next(q_net, target_q_net, batch, double)  # (B, Z)
+        target = quantile_target(batch.reward, batch.discount, next_quantiles)
+    quantiles = predict(q_net, batch)  # (B, Z)
+    loss = quantile_loss(quantiles, target, quantile_midpoints(quantiles.shape[1], quantiles.device))  # (B,)
+    q = quantiles.detach().mean(dim=1)
+    return Learned(weighted_mean(loss, weight), q, target.mean(dim=1) - q)
+
+
+LOSSES = {"none": td_loss, "categorical": c51_loss, "quantile": qr_loss}
+
+
+def predict(q_net: nn.Sequential, batch: Batch) -> Tensor:
+    """The distribution that a network predicts for the action of each sample: (B, Z)."""
+    return of_action(distributions(q_net, batch.obs), batch.action)
+
+
+def predict_next(q_net: nn.Sequential, target_q_net: nn.Sequential, batch: Batch, double: bool) -> Tensor:
+    """The target network's distribution for the best action of the next state: (B, Z)."""
+    next_distribution = distributions(target_q_net, batch.next_obs)
+    if double:
+        q = q_net(batch.next_obs)  # (B, A)
+    else:
+        head = target_q_net[1]
+        assert isinstance(head, DistributionHead)
+        q = head.mean(next_distribution)
+    return of_action(next_distribution, greedy_action(q))
+
+
+def distributions(q_net: nn.Sequential, obs: Obs) -> Tensor:
+    """What a network of backbone and head predicts for every action: (B, A, Z)."""
+    backbone, head = q_net
+    assert isinstance(head, DistributionHead)
+    return head.distribution(backbone(obs))
+
+
+def of_action(distribution: Tensor, action: Tensor) -> Tensor:
+    """(B, A, Z) and (B,) -> (B, Z)."""
+    return distribution[torch.arange(len(action), device=action.device), action]
+
+
+def weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of the samples' losses, each times its weight."""
+    return loss.mean() if weight is None else (weight * loss).mean()
 
 
 class DQN:
     """DQN agent; see the module docstring for sources and deviations."""
 
-    def __init__(self, settings: Settings, q_net: nn.Sequential, replay: Replay, task: Task) -> None:
+    def __init__(
+        self, settings: Settings, q_net: nn.Sequential, replay: Replay | PrioritizedReplay, task: Task
+    ) -> None:
         self._settings = settings
         self._total_env_steps = task.total_env_steps
-        self._device = task.device
-        self.q_net = q_net
-        self.target_q_net = copy.deepcopy(q_net).requires_grad_(False)
+        self.learner = QLearner(settings, q_net, task.device)
+        self.q_net, self.target_q_net = self.learner.q_net, self.learner.target_q_net
         self.replay = replay
-        self.optimizer = torch.optim.Adam(
-            q_net.parameters(), settings.learning_rate, eps=settings.adam_epsilon, fused=task.device.type != "meta"
-        )
-        self._env_steps = 0
-        self._updates = 0
-        self._syncs = 0
+        self._loss = LOSSES[settings.distribution]
+        self._noise = task.streams.torch("noise", device=task.device)
 
     @property
     def memory_bytes(self) -> int:
@@ -205,7 +273,14 @@ class DQN:
     def epsilon(self) -> float:
         """The exploration rate at this step of training."""
         s = self._settings
-        return linear_schedule(self._env_steps, s.epsilon_start, s.epsilon_end, s.epsilon_decay_env_steps)
+        if s.noisy:
+            return 0.0
+        return linear_schedule(self.learner.env_steps, s.epsilon_start, s.epsilon_end, s.epsilon_decay_env_steps)
+
+    @property
+    def priority_beta(self) -> float:
+        """Exponent of the importance weights at this step of training."""
+        return linear_schedule(self.learner.env_steps, self._settings.priority_beta, 1.0, self._total_env_steps)
 
     @property
     def learning_rate(self) -> float:
@@ -213,64 +288,49 @@ class DQN:
         s = self._settings
         if s.learning_rate_end is None:
             return s.learning_rate
-        return linear_schedule(self._env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return linear_schedule(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
-        return QPolicy(self.q_net, mode, lambda: self.epsilon, generator)
+        if mode.name == "sample":
+            raise ConfigError("agent=dqn has no stochastic policy of its own; use epsilon=<x> or temperature=<x>")
+        own_noise = generator if mode.name == "train" else None
+
+        def values(obs: Obs) -> Tensor:
+            with noise(own_noise, self.q_net):
+                q: Tensor = self.q_net(to_device(obs, self.learner.device))
+                return q
+
+        return QPolicy(values, lambda q: epsilon_greedy_action(q, self.epsilon, generator), mode, generator)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         self.replay.add(transition, reward)
-        self._env_steps += int(transition.valid.sum())
+        self.learner.env_steps += int(transition.valid.sum())
 
     def update(self) -> Metrics:
         metrics: Metrics = {}
-        due = self._updates_due()
-        if due and not self._updates and self._settings.center_pixels:
-            self._center_pixels()
-        while self._updates < due:
+        due = self._settings.updates_due(self.learner.env_steps)
+        if due and not self.learner.updates and self._settings.center_pixels:
+            self.learner.center_pixels(self.replay.mean_obs())
+        while self.learner.updates < due:
             metrics = self._gradient_step()
-        syncs_due = self._env_steps // self._settings.target_sync_every_env_steps
-        if syncs_due > self._syncs:
-            self.target_q_net.load_state_dict(self.q_net.state_dict())
-            self._syncs = syncs_due
+        self.learner.sync_target()
         return metrics
 
-    def _updates_due(self) -> int:
-        """Gradient steps that the environment steps so far have earned."""
-        s = self._settings
-        learning_env_steps = max(0, self._env_steps - s.learning_starts_env_steps)
-        return int(learning_env_steps * s.samples_per_env_step / s.batch_size)
-
-    def _center_pixels(self) -> None:
-        image = self.replay.mean_obs().to(self._device)
-        for net in (self.q_net, self.target_q_net):
-            backbone = net[0]
-            assert isinstance(backbone, CNN)
-            backbone.center(image)
-
     def _gradient_step(self) -> Metrics:
-        batch = self.replay.sample(self._settings.batch_size).to(self._device)
-        loss, q = td_loss(self.q_net, self.target_q_net, batch, self._settings.double)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), self._settings.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
-            raise NonFiniteError(
-                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm "
-                f"{float(grad_norm):.3g}; try a smaller agent.learning_rate"
-            )
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        self.optimizer.step()
-        self._updates += 1
-        return {
-            "train/loss": loss.detach(),
-            "train/q_mean": q.mean(),
-            "train/grad_norm": grad_norm,
-            "train/learning_rate": self.learning_rate,
-            "train/n_updates": float(self._updates),
-            "rollout/exploration_rate": self.epsilon,
-        }
+        s, device = self._settings, self.learner.device
+        weight = None
+        if isinstance(self.replay, PrioritizedReplay):
+            batch, weight = self.replay.sample(s.batch_size, self.priority_beta)
+            weight = weight.to(device)
+        else:
+            batch = self.replay.sample(s.batch_size)
+        with noise(self._noise, self.q_net, self.target_q_net):
+            loss, q, error = self._loss(self.q_net, self.target_q_net, batch.to(device), s.double, weight)
+        metrics = self.learner.step(loss, self.learning_rate)
+        if isinstance(self.replay, PrioritizedReplay):
+            self.replay.update_priorities(error)
+        return metrics | {"train/q_mean": q.mean(), "rollout/exploration_rate": self.epsilon}
 
     def policy_state_dict(self) -> State:
         return {"q_net": self.q_net.state_dict()}
@@ -281,16 +341,13 @@ class DQN:
     def state_dict(self) -> State:
         return {
             "policy": self.policy_state_dict(),
-            "target_q_net": self.target_q_net.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
+            **self.learner.state_dict(),
             "replay": self.replay.state_dict(),
-            "counters": {"env_steps": self._env_steps, "updates": self._updates, "syncs": self._syncs},
+            "noise": self._noise.get_state(),
         }
 
     def load_state_dict(self, state: State) -> None:
         self.load_policy_state_dict(state["policy"])
-        self.target_q_net.load_state_dict(state["target_q_net"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.learner.load_state_dict(state)
         self.replay.load_state_dict(state["replay"])
-        counters = state["counters"]
-        self._env_steps, self._updates, self._syncs = counters["env_steps"], counters["updates"], counters["syncs"]
+        self._noise.set_state(state["noise"])

@@ -16,6 +16,7 @@ Deviations:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,40 @@ import torch
 from torch import Tensor
 
 from contract import Batch, EnvSpec, State, Transition
+from faults import ConfigError, check_range
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """The `agent.*` keys of learning from a replay."""
+
+    gamma: float = 0.99
+    """Discount per environment step, in [0, 1]."""
+    n_step: int = 1
+    """Rewards in a target before it bootstraps."""
+    batch_size: int = 128
+    samples_per_env_step: float = 8.0
+    """Replayed samples per environment step: a gradient step every `batch_size / samples_per_env_step` steps."""
+    replay_capacity: int = 50_000
+    """Transitions."""
+    learning_starts_env_steps: int = 1_000
+
+    def __post_init__(self) -> None:
+        check_range("agent.gamma", self.gamma, 0, 1)
+        check_range("agent.n_step", self.n_step, 1, 1000)
+        check_range("agent.batch_size", self.batch_size, 1, None)
+        check_range("agent.samples_per_env_step", self.samples_per_env_step, 0, None, open_low=True)
+        check_range("agent.replay_capacity", self.replay_capacity, 1, None)
+        check_range("agent.learning_starts_env_steps", self.learning_starts_env_steps, 1, None)
+        if self.batch_size > self.replay_capacity:
+            raise ConfigError(
+                f"agent.batch_size ({self.batch_size}) must not exceed agent.replay_capacity ({self.replay_capacity})"
+            )
+
+    def updates_due(self, env_steps: int) -> int:
+        """Gradient steps that so many environment steps have earned since the start of the run."""
+        learning_env_steps = max(0, env_steps - self.learning_starts_env_steps)
+        return int(learning_env_steps * self.samples_per_env_step / self.batch_size)
 
 
 class ObsStore(Protocol):
@@ -203,12 +238,17 @@ class Replay:
         return self._store.bytes + sum(t.numel() * t.itemsize for t in small)
 
     @property
+    def slots(self) -> int:
+        """Rows of the ring times environments."""
+        return self._rows * self._num_envs
+
+    @property
     def _filled(self) -> int:
         return min(self._added, self._rows)
 
     def __len__(self) -> int:
         """Transitions that can be sampled now (empty reset rows included)."""
-        oldest, newest = self._sampleable()
+        oldest, newest = self.sampleable()
         return max(0, newest - oldest + 1) * self._num_envs
 
     def add(self, transition: Transition, reward: Tensor) -> None:
@@ -222,14 +262,22 @@ class Replay:
         self._valid[row] = transition.valid
         self._added += 1
 
-    def _sampleable(self) -> tuple[int, int]:
+    def absolute(self, row: Tensor) -> Tensor:
+        """Absolute rows of rows of the ring: (B,) -> (B,)."""
+        newest = self._added - 1
+        return newest - (newest - row) % self._rows
+
+    def sampleable(self) -> tuple[int, int]:
         """First and last absolute row that may begin a sample: what the ring's head spares, with its history."""
         oldest = max(0, self._added + self._store.lookahead - self._rows)
         return (oldest + self._store.history if oldest else 0), self._added - 1
 
     def sample(self, batch_size: int) -> Batch:
         """Draws `batch_size` transitions uniformly, with replacement."""
-        rows, envs = self._draw(batch_size)
+        return self.gather(*self._draw(batch_size))
+
+    def gather(self, rows: Tensor, envs: Tensor) -> Batch:
+        """The n-step samples that begin at absolute rows (B,) of environments (B,)."""
         reward, discount, last = self._chain(rows, envs)
         first, last = rows % self._rows, last % self._rows
         return Batch(
@@ -246,7 +294,7 @@ class Replay:
 
     def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Absolute rows and environments of the samples; the empty rows of resetting environments are drawn again."""
-        oldest, newest = self._sampleable()
+        oldest, newest = self.sampleable()
         flat = self._generator.integers(oldest * self._num_envs, (newest + 1) * self._num_envs, batch_size)
         while True:
             drawn = torch.from_numpy(flat)

@@ -1,5 +1,4 @@
-"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; a guarded step; an optimiser that processes
-share."""
+"""Optimiser state as plain nested dicts, so that checkpoints need no pickle; a guarded step; a shared RMSProp."""
 
 from __future__ import annotations
 

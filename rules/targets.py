@@ -286,6 +286,38 @@ def smoothed_action(action: Tensor, noise: Tensor, noise_clip: float) -> Tensor:
     return (action + noise.clamp(-noise_clip, noise_clip)).clamp(-1, 1)
 
 
+@torch.no_grad()
+def munchausen_reward(
+    reward: Tensor, q: Tensor, action: Tensor, temperature: float, weight: float, floor: float
+) -> Tensor:
+    """Munchausen reinforcement learning: the reward, and a bonus for what the policy is already sure of.
+
+    Equation:
+        reward + weight * clip(temperature * log softmax(q / temperature)[action], floor, 0)
+
+    Source:
+        Vieillard, Pietquin and Geist 2020, arXiv:2007.14430, equation 1 and section 3, to be used with `soft_target`.
+
+    Args:
+        reward: (B,) float, of one step.
+        q: (B, A) float, action values of s under the target network.
+        action: (B,) int64 in [0, A), the action taken in s.
+        temperature: positive, in units of return.
+        weight: alpha of the paper, in [0, 1]; 0 leaves the reward as it is.
+        floor: at most 0; bounds the bonus of improbable actions.
+
+    Returns:
+        (B,) float, detached.
+
+    Raises:
+        ValueError: if reward or action does not have one entry per row of q, or temperature is not positive.
+    """
+    check_one_per_row(q=q, reward=reward, action=action)
+    check_positive(temperature=temperature)
+    log_policy = torch.log_softmax(q / temperature, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    return reward + weight * (temperature * log_policy).clamp(floor, 0)
+
+
 def _weigh(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, but 0 wherever weight is 0, even if value is NaN or infinite there."""
     return torch.where(weight == 0, 0.0, weight * value)

@@ -306,6 +306,19 @@ def test_a_checkpoint_of_another_network_is_one_line(
     assert f"{newest} does not fit" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_temperatures_are_scored_and_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_evaluate(f"run={run}", "episodes=3", f"out={tmp_path}", "temperatures=[1e-6,1000]", "format=json") == 0
+    result = json.loads(capsys.readouterr().out)
+    cold, hot = result["temperatures"]
+    assert (cold["temperature"], hot["temperature"]) == (1e-6, 1000)
+    assert cold["mean_reward"] == result["mean_reward"], (
+        "without temperature the policy is greedy, from the same starts"
+    )
+    assert hot["mean_reward"] != cold["mean_reward"]
+    (picture,) = tmp_path.glob("*-temperatures.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,10 +326,10 @@ def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(
 
     original, count = agents.dqn.huber_loss, 0
 
-    def poisoned(q, target):  # type: ignore[no-untyped-def]
+    def poisoned(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal count
         count += 1
-        return original(q, target) * (float("nan") if count == 100 else 1.0)
+        return original(*args, **kwargs) * (float("nan") if count == 100 else 1.0)
 
     monkeypatch.setattr(agents.dqn, "huber_loss", poisoned)
     assert run_train(*SMALL, f"run_dir={tmp_path}") == 6

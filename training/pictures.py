@@ -195,3 +195,22 @@ def _table_figure(q: Floats, model: Any, policy: Floats | None, visits: NDArray[
         grid[1].set_title("visits", fontsize=9)
         figure.colorbar(image, ax=grid[1], shrink=0.8, pad=0.02).ax.tick_params(which="both", labelsize=7)
     return figure
+
+
+def draw_temperatures(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the mean return of a policy over its softmax temperature as a picture.
+
+    Args:
+        points: `temperature`, `mean_reward` and `ci95` of each.
+        path: where; the suffix names the format.
+    """
+    rows = sorted(points, key=lambda point: float(point["temperature"]))
+    temperature = [point["temperature"] for point in rows]
+    low, high = zip(*(point["ci95"] for point in rows), strict=True)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(temperature, [point["mean_reward"] for point in rows], marker="o")
+    axes.fill_between(temperature, low, high, alpha=0.25, linewidth=0)
+    axes.set(xscale="log", xlabel="temperature", ylabel="mean return, 95 % interval over episodes")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -21,6 +21,7 @@ from training.config import CONFIG_DIR, TrainConfig, compose_config, typed
 from training.loop import Interaction
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
+REPLAY = ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"]
 CONTINUOUS = [
     "agent.learning_starts_env_steps=64",
     "agent.batch_size=16",
@@ -29,7 +30,7 @@ CONTINUOUS = [
 ]
 SB3_CONTINUOUS = ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.batch_size=16"]
 SMALL = {
-    "dqn": ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"],
+    **dict.fromkeys(["dqn", "c51", "qr_dqn", "rainbow", "softmax_dqn"], REPLAY),
     "a3c": ["agent.num_workers=1"],
     "ddpg": CONTINUOUS,
     "td3": CONTINUOUS,

@@ -80,7 +80,7 @@ def test_equals_tabular_q_learning_step_for_step() -> None:
             next_obs=one_hot[[s2]],
             discount=torch.tensor([0.0 if terminal else gamma], dtype=torch.float64),
         )
-        loss, _ = td_loss(q_net, copy.deepcopy(q_net), batch, double=False)
+        loss = td_loss(q_net, copy.deepcopy(q_net), batch, double=False).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,7 +173,7 @@ def test_updates_and_target_syncs_follow_environment_steps(num_envs: int, batch_
         agent.update()
         after = agent.target_q_net.state_dict()
         env_steps = vector_step * num_envs
-        assert agent._updates == max(0, env_steps - 100) * 4 // batch_size
+        assert agent.learner.updates == max(0, env_steps - 100) * 4 // batch_size
         if any(not torch.equal(before[k], after[k]) for k in after):
             synced_at.append(env_steps)
             assert all(torch.equal(after[k], v) for k, v in agent.q_net.state_dict().items())
@@ -181,7 +181,7 @@ def test_updates_and_target_syncs_follow_environment_steps(num_envs: int, batch_
     first_update = next(s for s in crossings if (s - 100) * 4 // batch_size >= 1)
     assert synced_at == [s for s in crossings if s >= first_update]
     assert all(p.grad is None and not p.requires_grad for p in agent.target_q_net.parameters())
-    trained = {id(p) for group in agent.optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for group in agent.learner.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in agent.q_net.parameters()}
 
 

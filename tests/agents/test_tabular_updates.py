@@ -265,7 +265,7 @@ def test_q_learning_is_dqn_on_one_hot_observations() -> None:
         batch = Batch(
             one_hot[[s]], torch.tensor([a]), torch.tensor([reward], dtype=torch.float64), one_hot[[next_s]], discount
         )
-        loss, _ = td_loss(network, network, batch, False)
+        loss = td_loss(network, network, batch, False).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

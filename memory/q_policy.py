@@ -1,0 +1,53 @@
+"""The policy of agents that learn action values: what it explores by is the agent's affair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contract import Acted, Mode, Obs, State
+from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
+
+
+class QPolicy:
+    """Acts on action values; `Acted.extras` holds them as `q` (N, A)."""
+
+    def __init__(
+        self,
+        values: Callable[[Obs], Tensor],
+        explore: Callable[[Tensor], Tensor],
+        mode: Mode,
+        generator: torch.Generator,
+    ) -> None:
+        """Puts a policy together.
+
+        Args:
+            values: observations (N, *obs_shape) -> action values (N, A), on the generator's device.
+            explore: action values (N, A) -> actions (N,), in the modes train and sample.
+            mode: the others are answered here: greedy, epsilon=x, temperature=x.
+            generator: the policy's own random stream, which `explore` and `values` may share.
+        """
+        self._values, self._explore = values, explore
+        self._mode, self._generator = mode, generator
+
+    @torch.no_grad()
+    def act(self, obs: Obs, episode_start: Tensor) -> Acted:
+        q = self._values(obs)
+        if self._mode.name == "greedy":
+            action = greedy_action(q)
+        elif self._mode.value is None:
+            action = self._explore(q)
+        elif self._mode.name == "epsilon":
+            action = epsilon_greedy_action(q, self._mode.value, self._generator)
+        else:
+            action = boltzmann_action(q, self._mode.value, self._generator)
+        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        return Acted(action.to(home), {"q": q})
+
+    def state_dict(self) -> State:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._generator.set_state(state["generator"])
