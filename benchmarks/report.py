@@ -159,7 +159,7 @@ def tabular() -> str:
         agent, _, env_id = key.partition(" on ")
         mark = "**" if row["within_1_percent"] == row["seeds"] else ""
         agents.setdefault((row["measure"], agent), {})[env_id] = (
-            f"{mark}{row['within_1_percent']}/{row['seeds']}{mark} {100 * max(row['largest_error'], 0):.2g} % "
+            f"{mark}{row['within_1_percent']}/{row['seeds']}{mark}, {100 * max(row['largest_error'], 0):.2f} %, "
             f"{row['env_steps'] / 1e6:g}M{'' if row['path'] == 'compiled' else ' s'}"
         )
     lines = [
