@@ -175,11 +175,11 @@ def tabular() -> str:
         [
             *lines,
             "",
-            "Seeds within 1 %, the largest loss of all seeds, environment steps of one seed; empty: not measured. Settings "
-            "are the shipped ones and what the cell's command in `benchmarks/results/tabular_exact.json` adds. `s`: run "
-            "step by step, several environments sharing a table; the others by the compiled path, one environment per "
-            "seed. Off-policy Monte Carlo learns only from an episode's tail behind its last exploring action, and did "
-            "not learn the slippery lake.",
+            "Seeds within 1 %, the largest loss of all seeds, environment steps of one seed; empty: not measured. "
+            "Settings are the shipped ones and what a cell's command in `benchmarks/results/tabular_exact.json` adds. "
+            "`s`: run step by step, several environments sharing a table; the others by the compiled path, one "
+            "environment per seed. Off-policy Monte Carlo learns only from an episode's tail behind its last exploring "
+            "action, and did not learn the slippery lake.",
         ]
     )
 
