@@ -1,6 +1,7 @@
 """Tabular agents on continuous observations, cut into tiles or bins: seeds of the shipped defaults, played greedily.
 
     python -m benchmarks.tabular_boxes                       # five seeds of each row
+    python -m benchmarks.tabular_boxes only=CartPole seeds=3
 
 Settings and budgets are those of `python train.py` with the command of the row; the greedy policy then plays
 100 episodes. MountainCar-v0 counts as solved at -110 (Gymnasium's threshold), CartPole-v1 at 475.
@@ -8,6 +9,7 @@ Settings and budgets are those of `python train.py` with the command of the row;
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from agents import load_algorithm
-from benchmarks.record import write_result
+from benchmarks.record import RESULTS, write_result
 from contract import Mode, Streams, Task
 from envs import settings as env_settings
 from envs.make import make_env
@@ -59,12 +61,15 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     env_settings.register_environments()
     keys = dict(argument.split("=", 1) for argument in arguments)
-    results: dict[str, list[dict[str, Any]]] = {}
     for command in ROWS:
-        results[command] = [play(command, seed) for seed in range(int(keys.get("seeds", 5)))]
-        means = sorted(row["mean_reward"] for row in results[command])
+        if keys.get("only", "") not in command:
+            continue
+        rows = [play(command, seed) for seed in range(int(keys.get("seeds", 5)))]
+        means = sorted(row["mean_reward"] for row in rows)
         print(f"{command}: median {statistics.median(means):.1f}, {means[0]:.1f} to {means[-1]:.1f}", flush=True)
-        write_result("tabular_boxes", {"episodes": EPISODES, "runs": results})
+        path = RESULTS / "tabular_boxes.json"
+        before = json.loads(path.read_text())["runs"] if path.exists() else {}
+        write_result("tabular_boxes", {"episodes": EPISODES, "runs": before | {command: rows}})
 
 
 if __name__ == "__main__":
