@@ -79,10 +79,10 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
         advance = Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, streams.torch("policy")))
     advance(2_048)  # past the start of learning, allocators and kernels warm
     rollout_steps = plain["agent"].get("rollout_steps") or plain["agent"].get("kwargs", {}).get("n_steps", 1)
-    stride = max(256, config.num_envs * rollout_steps)  # whole rollouts, each with its update
+    at_once = max(256, config.num_envs * rollout_steps)  # whole rollouts, each with its update
     env_steps, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
-        env_steps += advance(stride).env_steps
+        env_steps += advance(at_once).env_steps
     elapsed, used = time.perf_counter() - began, time.process_time() - used
     env.close()
     return {
