@@ -9,7 +9,8 @@ or dueling, frames skipped, pooled and resized alike. Free, as long as learning 
 of environments. PPO and A2C: all of it is equal, network, number of environments, rollouts, minibatches and epochs.
 
 Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine that drifts drifts
-for all. A window starts after learning has, and counts whole environment steps, learning included.
+for all. A window starts after learning has, and counts whole rollouts, learning included. Processor seconds count the
+time that the process really had, all its threads together: other programs beside it change them little.
 """
 
 from __future__ import annotations
@@ -78,12 +79,20 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
     else:
         advance = Interaction(agent, env, agent.policy(Mode("train"), config.num_envs, streams.torch("policy")))
     advance(2_048)  # past the start of learning, allocators and kernels warm
-    env_steps, began = 0, time.perf_counter()
+    rollout_steps = plain["agent"].get("rollout_steps") or plain["agent"].get("kwargs", {}).get("n_steps", 1)
+    at_once = max(256, config.num_envs * rollout_steps)  # whole rollouts, each with its update
+    at_once = max(at_once, getattr(advance, "stride_env_steps", 0))
+    env_steps, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
-        env_steps += advance(max(256, stride(advance, config))).env_steps
-    elapsed = time.perf_counter() - began
+        env_steps += advance(at_once).env_steps
+    elapsed, used = time.perf_counter() - began, time.process_time() - used
     env.close()
-    return {"env_steps": env_steps, "seconds": elapsed, "env_steps_per_s": env_steps / elapsed}
+    return {
+        "env_steps": env_steps,
+        "seconds": elapsed,
+        "env_steps_per_s": env_steps / elapsed,
+        "env_steps_per_processor_s": env_steps / used,
+    }
 
 
 def main() -> None:
@@ -100,7 +109,8 @@ def main() -> None:
     from benchmarks.record import write_result
 
     contenders = GROUPS[arguments.group]
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    units = ("env_steps_per_s", "env_steps_per_processor_s")
+    speeds: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in contenders} for unit in units}
     for k in range(arguments.rounds):
         for name in contenders[:: 1 if k % 2 == 0 else -1]:
             command = [
@@ -113,21 +123,38 @@ def main() -> None:
                 str(arguments.seconds),
             ]
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
-            speeds[name].append(json.loads(answer.stdout.splitlines()[-1])["env_steps_per_s"])
-            print(f"round {k + 1}  {name:14s} {speeds[name][-1]:8.1f} environment steps/s", flush=True)
+            figures = json.loads(answer.stdout.splitlines()[-1])
+            for unit in units:
+                speeds[unit][name].append(figures[unit])
+            print(
+                f"round {k + 1}  {name:14s} {figures[units[0]]:8.1f} environment steps/s, "
+                f"{figures[units[1]]:8.1f} per second of processor",
+                flush=True,
+            )
     peers = {name: f"sb3_{name.partition(',')[0]}" for name in contenders if not name.startswith("sb3_")}
     ratios = {
-        name: [ours / theirs for ours, theirs in zip(speeds[name], speeds[peer], strict=True)]
-        for name, peer in peers.items()
+        unit: {
+            name: [ours / theirs for ours, theirs in zip(values[name], values[peer], strict=True)]
+            for name, peer in peers.items()
+        }
+        for unit, values in speeds.items()
     }
-    print("\nenvironment steps/s, median of the rounds (learning included)")
-    for name, values in speeds.items():
-        print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")
-    for name, values in ratios.items():
-        print(f"  {name} / {peers[name]}: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
-    name = "speed" if arguments.group == "dqn" else f"speed_{arguments.group}"
+    for unit in units:
+        print(f"\n{unit}, median of the rounds (learning included)")
+        for name, values in speeds[unit].items():
+            print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")
+        for name, values in ratios[unit].items():
+            print(f"  {name} / {peers[name]}: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
     ratio = "ratio_to_sb3_dqn" if arguments.group == "dqn" else "ratio_to_sb3"
-    path = write_result(name, {"env": "ALE/Pong-v5", "env_steps_per_s": speeds, ratio: ratios})
+    path = write_result(
+        "speed" if arguments.group == "dqn" else f"speed_{arguments.group}",
+        {
+            "env": "ALE/Pong-v5",
+            **speeds,
+            ratio: ratios[units[0]],
+            f"{ratio}_per_processor_s": ratios[units[1]],
+        },
+    )
     print(f"written to {path.name}")
 
 
