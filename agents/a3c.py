@@ -44,7 +44,7 @@ from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
-from rules.policy_gradient import masked_mean, policy_gradient_loss, value_loss
+from rules.policy_gradient import masked_mean, normalized, policy_gradient_loss, value_loss
 from rules.schedules import linear_schedule
 from workers import Crew
 
@@ -76,6 +76,8 @@ class Settings(NetworkSettings):
     max_grad_norm: float = 0.5
     value_coef: float = 0.5
     entropy_coef: float = 0.01
+    normalize_advantage: bool = False
+    """Over each rollout; not in the paper."""
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     gaussian: str = "clipped"
@@ -133,9 +135,11 @@ def a3c_loss(
     """
     parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
     log_prob = distribution.log_prob(parameters, experience.raw_action)
-    policy_term = policy_gradient_loss(log_prob, experience.advantage, experience.valid)
-    value_term = value_loss(value, experience.value_target, valid=experience.valid)
-    entropy = masked_mean(distribution.entropy(parameters), experience.valid)
+    valid = experience.valid
+    advantage = normalized(experience.advantage, valid) if settings.normalize_advantage else experience.advantage
+    policy_term = policy_gradient_loss(log_prob, advantage, valid)
+    value_term = value_loss(value, experience.value_target, valid=valid)
+    entropy = masked_mean(distribution.entropy(parameters), valid)
     loss = policy_term + settings.value_coef * value_term - settings.entropy_coef * entropy
     return loss, {
         "train/loss": loss.detach(),
