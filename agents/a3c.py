@@ -18,8 +18,10 @@ Deviations from the source:
     5. The norm of a worker's gradient is clipped before it is applied.
     6. Environment steps are counted when a rollout is handed out: the learning rate falls with that count.
     7. `gae_lambda` below 1 estimates advantages as Schulman et al. 2016 do; with 1 they are the paper's n-step returns.
-    8. `center_pixels` subtracts from what the network sees the mean image of `learning_starts_env_steps` steps played
-       before learning starts.
+    8. `normalize_advantage` gives the advantages of each rollout mean 0 and standard deviation 1.
+    9. torch's RMSprop adds epsilon after the square root, the paper before it.
+    10. `center_pixels` subtracts from what the network sees the mean image of `learning_starts_env_steps` steps played
+        before learning starts.
 
 With one worker a run is deterministic, and continues from a checkpoint bit for bit. With more, the order in which
 gradients arrive is up to the operating system: a resumed run has the weights, statistics, counters and running episodes
@@ -325,7 +327,7 @@ class A3CAdvance:
         self._progress = Progress(0, [], [])  # what the loop has not been told yet
 
     def __call__(self, env_steps: int) -> Progress:
-        if not self._agent.env_steps:
+        if self._agent.env_steps == 0 < self._agent.settings.learning_starts_env_steps:
             self._play_before_learning()
         self._hand_out(env_steps)
         while not self._progress.env_steps or sum(self._crew.unanswered) > self._may_go_on:
