@@ -18,8 +18,10 @@ Deviations from the source:
     5. The norm of a worker's gradient is clipped before it is applied.
     6. Environment steps are counted when a rollout is handed out: the learning rate falls with that count.
     7. `gae_lambda` below 1 estimates advantages as Schulman et al. 2016 do; with 1 they are the paper's n-step returns.
-    8. `center_pixels` subtracts from what the network sees the mean image of `learning_starts_env_steps` steps played
-       before learning starts.
+    8. `normalize_advantage` gives the advantages of each rollout mean 0 and standard deviation 1.
+    9. torch's RMSprop adds epsilon after the square root, the paper before it.
+    10. `center_pixels` subtracts from what the network sees the mean image of `learning_starts_env_steps` steps played
+        before learning starts.
 
 With one worker a run is deterministic, and continues from a checkpoint bit for bit. With more, the order in which
 gradients arrive is up to the operating system: a resumed run has the weights, statistics, counters and running episodes
@@ -44,7 +46,7 @@ from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
-from rules.policy_gradient import masked_mean, policy_gradient_loss, value_loss
+from rules.policy_gradient import masked_mean, normalized, policy_gradient_loss, value_loss
 from rules.schedules import linear_schedule
 from workers import Crew
 
@@ -76,6 +78,8 @@ class Settings(NetworkSettings):
     max_grad_norm: float = 0.5
     value_coef: float = 0.5
     entropy_coef: float = 0.01
+    normalize_advantage: bool = False
+    """Over each rollout; not in the paper."""
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     gaussian: str = "clipped"
@@ -133,9 +137,11 @@ def a3c_loss(
     """
     parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
     log_prob = distribution.log_prob(parameters, experience.raw_action)
-    policy_term = policy_gradient_loss(log_prob, experience.advantage, experience.valid)
-    value_term = value_loss(value, experience.value_target, valid=experience.valid)
-    entropy = masked_mean(distribution.entropy(parameters), experience.valid)
+    valid = experience.valid
+    advantage = normalized(experience.advantage, valid) if settings.normalize_advantage else experience.advantage
+    policy_term = policy_gradient_loss(log_prob, advantage, valid)
+    value_term = value_loss(value, experience.value_target, valid=valid)
+    entropy = masked_mean(distribution.entropy(parameters), valid)
     loss = policy_term + settings.value_coef * value_term - settings.entropy_coef * entropy
     return loss, {
         "train/loss": loss.detach(),
@@ -322,7 +328,7 @@ class A3CAdvance:
         self._progress = Progress(0, [], [])  # what the loop has not been told yet
 
     def __call__(self, env_steps: int) -> Progress:
-        if not self._agent.env_steps:
+        if self._agent.env_steps == 0 < self._agent.settings.learning_starts_env_steps:
             self._play_before_learning()
         self._hand_out(env_steps)
         while not self._progress.env_steps or sum(self._crew.unanswered) > self._may_go_on:
