@@ -25,7 +25,7 @@ from torch import Tensor
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
 from envs.device.random import draw, episode_key
-from envs.device.vec import DeviceVecEnv
+from envs.device.vec import DeviceVecEnv, require
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "optimization_level": 3})
 
@@ -239,7 +239,12 @@ class CartPoleBatch:
 
 
 def make_cartpole(num_envs: int, seeds: NDArray[np.uint32], device: str = "cpu") -> DeviceVecEnv:
-    """CartPole-v1 behind our contract; episodes follow from `seeds` (N,)."""
+    """CartPole-v1 behind our contract; episodes follow from `seeds` (N,).
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    require(device)
     batch = CartPoleBatch(num_envs, device)
     space = gym.make("CartPole-v1").observation_space
     assert isinstance(space, Box)
