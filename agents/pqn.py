@@ -53,7 +53,7 @@ class Settings:
     epochs: int = 2
     """Passes over a rollout."""
     minibatch_size: int = 1024
-    """Transitions per gradient step; a smaller rollout is one minibatch."""
+    """Transitions per gradient step; a smaller rollout is one minibatch, and what is left over sits out the epoch."""
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int = 100_000
@@ -164,7 +164,8 @@ class QPolicy:
         else:
             epsilon = self._epsilon if self._mode.value is None else self._mode.value
             action = epsilon_greedy_action(q, epsilon, self._generator)
-        return Acted(action.to(episode_start.device), {"value": q.amax(dim=1).to(episode_start.device)})
+        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        return Acted(action.to(home), {"value": q.amax(dim=1).to(home)})
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state()}

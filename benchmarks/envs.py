@@ -3,8 +3,12 @@
     python -m benchmarks.envs               # everything; writes benchmarks/results/envs.json
     python -m benchmarks.envs seconds=0.3   # shorter windows
 
+MiniGrid and highway-env are left out where they are not installed: `pip install --target peers minigrid highway-env`,
+then `PYTHONPATH=peers python -m benchmarks.envs`.
+
 Random actions throughout. `batch` rows step the device batch (auto-reset included, episodes left on the device), `vec`
-rows go through `contract.VecEnv` (every finished episode handed over as an object), `single` rows through `gym.make`.
+rows go through `contract.VecEnv` (after every step the finished episodes are handed over as objects), `launched` rows
+through `contract.StepsOnDevice` (after every 32 steps), `single` rows through `gym.make`.
 Each row is the median of three windows; kernels are compiled and caches warm before the first.
 """
 
@@ -26,7 +30,7 @@ import numpy as np
 import torch
 
 import envs.driving
-from contract import Streams
+from contract import StepsOnDevice, Streams
 from envs.device.cartpole import CartPoleBatch
 from envs.driving.batch import DrivingBatch
 from envs.driving.config import make_config
@@ -74,6 +78,23 @@ def vec_rate(env_id: str, num_envs: int, seconds: float, obs: str) -> float:
     actions = torch.randint(0, 5, (ACTION_SETS, num_envs), generator=torch.Generator().manual_seed(0))
     env.reset()
     result = rate(lambda k: env.step(actions[k % ACTION_SETS]), num_envs, seconds)
+    env.close()
+    return result
+
+
+def launched_rate(env_id: str, num_envs: int, seconds: float, obs: str) -> float:
+    """Steps per second through `contract.StepsOnDevice`: 32 steps with nobody looking, then the list of episodes."""
+    env = make_env(DrivingSettings(env_id, obs=obs), num_envs, Streams(0), "train")
+    assert isinstance(env, StepsOnDevice)
+    actions = torch.randint(0, 5, (ACTION_SETS, num_envs), generator=torch.Generator().manual_seed(0))
+    env.reset()
+
+    def rollout(_: int) -> None:
+        for k in range(32):
+            env.launch(actions[k])
+        env.drain()
+
+    result = rate(rollout, 32 * num_envs, seconds)
     env.close()
     return result
 
@@ -142,6 +163,7 @@ def main(arguments: list[str]) -> int:
         add(f"{traffic} {obs} batch of {n}", batch_rate(traffic, n, seconds, obs=obs), num_envs=n, obs=obs)
     for obs, n in (("features", 4096), ("camera", 1024)):
         add(f"{traffic} {obs} vec of {n}", vec_rate(traffic, n, seconds, obs), num_envs=n, obs=obs)
+        add(f"{traffic} {obs} launched {n}", launched_rate(traffic, n, seconds, obs), num_envs=n, obs=obs)
     for obs in ("features", "window", "camera"):
         add(f"{traffic} {obs} single", single_rate(gym.make(traffic, obs=obs), seconds), num_envs=1, obs=obs)
     add("Driving/Route-v0 features batch of 4096", batch_rate("Driving/Route-v0", 4096, seconds), num_envs=4096)

@@ -57,7 +57,7 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     if isinstance(settings, GymnasiumSettings) and settings.vectorization == "device":
         from envs.device.cartpole import make_cartpole
 
-        return make_cartpole(num_envs, first_seeds())
+        return make_cartpole(num_envs, first_seeds(), settings.device)
     if isinstance(settings, AtariSettings):
         vector_env, spec = make_atari(settings, num_envs)
         return HostVecEnv(

@@ -33,6 +33,8 @@ class GymnasiumSettings:
     vectorization: str = "sync"
     """sync: in this process; async: one process per environment, for slow environments; device: CartPole-v1 as a kernel
     (`envs/device/cartpole.py`), for thousands of environments."""
+    device: str = "cpu"
+    """Where environments with `vectorization: device` live: cpu, cuda, cuda:<index>."""
     success_return: float | None = None
     """An episode with at least this return counts as completed, for environments that do not report success."""
     discretize: str | None = None
@@ -61,6 +63,9 @@ class GymnasiumSettings:
             raise ConfigError(
                 "env.vectorization=device exists for CartPole-v1 with its own settings; use sync or async"
             )
+        check_device(self.device)
+        if self.device != "cpu" and self.vectorization != "device":
+            raise ConfigError(f"env.device={self.device} needs env.vectorization=device")
         check_range("env.timeout_s", self.timeout_s, 0, None, open_low=True)
         if self.max_episode_steps is not None:
             check_range("env.max_episode_steps", self.max_episode_steps, 1, None)
@@ -151,14 +156,23 @@ class DrivingSettings:
 
     def __post_init__(self) -> None:
         driving_config(self)
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"env.device must be cpu, cuda or cuda:<index>, got '{self.device}'")
+        check_device(self.device)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters that differ from the id's own."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("id", "device")}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def check_device(device: str) -> None:
+    """Refuses what cannot name a device.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"env.device must be cpu, cuda or cuda:<index>, got '{device}'")
 
 
 def driving_config(settings: DrivingSettings, **more: Any) -> DrivingConfig:

@@ -1,7 +1,7 @@
 """CartPole-v1 on the device: N carts stepped and reset by one kernel.
 
-The dynamics are Gymnasium's, in float64 like Gymnasium's, operation for operation; so are rewards, ends, the time limit
-and the distribution of first states. Only the random numbers differ: they are counter-based, so that one seed gives one
+The dynamics are Gymnasium's, in float64 like Gymnasium's, but for rounding; so are rewards, ends, the time limit and
+the distribution of first states. Only the random numbers differ: they are counter-based, so that one seed gives one
 episode on the CPU and on CUDA.
 
 Source:
@@ -25,12 +25,13 @@ from torch import Tensor
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
 from envs.device.random import draw, episode_key
-from envs.device.vec import DeviceVecEnv
+from envs.device.vec import DeviceVecEnv, require
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "optimization_level": 3})
 
 GRAVITY, LENGTH, FORCE, TAU = (wp.constant(wp.float64(v)) for v in (9.8, 0.5, 10.0, 0.02))
-POLE_MASS, TOTAL_MASS, POLE_MASS_LENGTH = (wp.constant(wp.float64(v)) for v in (0.1, 0.1 + 1.0, 0.1 * 0.5))
+# Shares of the whole mass: the pole's, the pole's times its half length, and 1.
+POLE_SHARE, LENGTH_SHARE, ONE_SHARE = (wp.constant(wp.float64(v / 1.1)) for v in (0.1, 0.1 * 0.5, 1.0))
 FOUR_THIRDS = wp.constant(wp.float64(4.0 / 3.0))
 X_LIMIT, THETA_LIMIT = wp.constant(wp.float64(2.4)), wp.constant(wp.float64(12 * 2 * np.pi / 360))
 TIME_LIMIT = 500
@@ -140,11 +141,11 @@ def step(
     square = s[2] * s[2]
     cos_theta = cosine(square)
     sin_theta = s[2] * sine_ratio(square)
-    temp = (force + POLE_MASS_LENGTH * (s[3] * s[3]) * sin_theta) / TOTAL_MASS
+    temp = ONE_SHARE * force + LENGTH_SHARE * (s[3] * s[3]) * sin_theta
     theta_acc = (GRAVITY * sin_theta - cos_theta * temp) / (
-        LENGTH * (FOUR_THIRDS - POLE_MASS * (cos_theta * cos_theta) / TOTAL_MASS)
+        LENGTH * (FOUR_THIRDS - POLE_SHARE * (cos_theta * cos_theta))
     )
-    x_acc = temp - POLE_MASS_LENGTH * theta_acc * cos_theta / TOTAL_MASS
+    x_acc = temp - LENGTH_SHARE * theta_acc * cos_theta
     s = wp.vec4d(s[0] + TAU * s[1], s[1] + TAU * x_acc, s[2] + TAU * s[3], s[3] + TAU * theta_acc)
     carts.physics[i] = s
     time = carts.time[i] + 1
@@ -238,7 +239,12 @@ class CartPoleBatch:
 
 
 def make_cartpole(num_envs: int, seeds: NDArray[np.uint32], device: str = "cpu") -> DeviceVecEnv:
-    """CartPole-v1 behind our contract; episodes follow from `seeds` (N,)."""
+    """CartPole-v1 behind our contract; episodes follow from `seeds` (N,).
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    require(device)
     batch = CartPoleBatch(num_envs, device)
     space = gym.make("CartPole-v1").observation_space
     assert isinstance(space, Box)

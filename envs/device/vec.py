@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contract import EnvSpec, Episode, Obs, State, Step, Transition
 from envs.device.endings import read_log
-from faults import EnvError
+from faults import ConfigError, EnvError
 
 
 class DeviceBatch(Protocol):
@@ -124,6 +124,16 @@ class DeviceVecEnv:
         self.batch.ended.zero_()
         self._ready = True
         return as_agents_see(self.batch.obs)
+
+
+def require(device: str) -> None:
+    """Refuses a device that is not there.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if device != "cpu" and not wp.is_cuda_available():
+        raise ConfigError(f"env.device={device}: no CUDA device was found; use cpu")
 
 
 def on_torch_stream(device: torch.device) -> AbstractContextManager[object]:

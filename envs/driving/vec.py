@@ -8,20 +8,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import warp as wp
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import EnvSpec, Episode
 from envs.device.endings import entries
-from envs.device.vec import DeviceVecEnv
+from envs.device.vec import DeviceVecEnv, require
 from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import DrivingConfig
 from envs.driving.oracle import steps_to_goal, tabular_model
 from envs.driving.rules import TALLIES
 from envs.tables import TabularModel
-from faults import ConfigError
 
 
 class PrivilegedView:
@@ -55,8 +53,7 @@ def make_driving(
     Raises:
         ConfigError: if the device or a map cannot be used.
     """
-    if device != "cpu" and not wp.is_cuda_available():
-        raise ConfigError(f"env.device={device}: no CUDA device was found; use cpu")
+    require(device)
     batch = DrivingBatch(config, num_envs, device)
     spec = EnvSpec(
         env_id=env_id,

@@ -138,6 +138,10 @@ def test_unknown_devices_are_refused_in_one_line():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"env\.device=cuda: no CUDA device was found"):
             driving(device="cuda")
+        with pytest.raises(ConfigError, match=r"env\.device=cuda: no CUDA device was found"):
+            make_env(GymnasiumSettings("CartPole-v1", vectorization="device", device="cuda"), 1, Streams(0), "train")
+    with pytest.raises(ConfigError, match=r"env\.device=cuda needs env\.vectorization=device"):
+        GymnasiumSettings("CartPole-v1", device="cuda")
 
 
 def test_evaluation_cities_are_not_training_cities():
