@@ -1,4 +1,4 @@
-"""Recurrent DQN: what a feed-forward agent cannot learn, stored states, burn-in, equality with DQN where there is one."""
+"""Recurrent DQN: what a feed-forward agent cannot learn, stored states, burn-in, equality with DQN."""
 
 from __future__ import annotations
 
