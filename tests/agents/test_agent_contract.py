@@ -22,7 +22,8 @@ from training.loop import Interaction
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "agent").glob("*.yaml"))
 REPLAY = ["agent.learning_starts_env_steps=64", "agent.samples_per_env_step=2", "agent.replay_capacity=400"]
 SMALL = {
-    **dict.fromkeys(["dqn", "c51", "qr_dqn", "rainbow", "softmax_dqn", "r2d2"], REPLAY),
+    **dict.fromkeys(["dqn", "c51", "qr_dqn", "rainbow", "softmax_dqn"], REPLAY),
+    "r2d2": [*REPLAY, "agent.learning_starts_env_steps=128"],
     "sb3_dqn": ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.gradient_steps=4"],
 }
 ENV_STEPS = 512
