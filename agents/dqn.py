@@ -69,6 +69,8 @@ class Settings(ReplaySettings, QLearnerSettings):
     """The `agent.*` keys: those of the replay (memory/replay.py), of the network (networks/q_learner.py), and these."""
 
     algorithm: str = "dqn"
+    name: str = "dqn"
+    """What runs are called: the name of the file in configs/agent/."""
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int = 10_000
@@ -117,7 +119,7 @@ def make_agent(settings: Settings, task: Task) -> DQN:
     s, space = settings, task.spec.action_space
     if not isinstance(space, Discrete):
         raise ConfigError(
-            f"agent=dqn chooses among discrete actions; {task.spec.env_id} has {type(space).__name__} actions "
+            f"agent={s.name} chooses among discrete actions; {task.spec.env_id} has {type(space).__name__} actions "
             "(agent=sb3_ppo and sb3_a2c take them)"
         )
     q_net = make_q_net(
@@ -292,7 +294,9 @@ class DQN:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         if mode.name == "sample":
-            raise ConfigError("agent=dqn has no stochastic policy of its own; use epsilon=<x> or temperature=<x>")
+            raise ConfigError(
+                f"agent={self._settings.name} has no stochastic policy of its own; use epsilon=<x> or temperature=<x>"
+            )
         own_noise = generator if mode.name == "train" else None
 
         def values(obs: Obs) -> Tensor:

@@ -65,7 +65,7 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
     from agents import load_algorithm
     from contract import BringsAdvance, Mode, Streams, Task
     from envs.make import EnvFactory
-    from training.loop import Interaction, stride
+    from training.loop import Interaction
 
     algorithm = load_algorithm(plain["agent"]["algorithm"])
     streams = Streams(0)

@@ -11,6 +11,17 @@ from contract import Acted, Mode, Obs, State
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 
 
+def choose_action(q: Tensor, mode: Mode, explore: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+    """Actions (N,) for values (N, A): by `explore` in the modes train and sample, else as the mode says."""
+    if mode.name == "greedy":
+        return greedy_action(q)
+    if mode.value is None:
+        return explore(q)
+    if mode.name == "epsilon":
+        return epsilon_greedy_action(q, mode.value, generator)
+    return boltzmann_action(q, mode.value, generator)
+
+
 class QPolicy:
     """Acts on action values; `Acted.extras` holds them as `q` (N, A)."""
 
@@ -26,7 +37,7 @@ class QPolicy:
         Args:
             values: observations (N, *obs_shape) -> action values (N, A), on the generator's device.
             explore: action values (N, A) -> actions (N,), in the modes train and sample.
-            mode: the others are answered here: greedy, epsilon=x, temperature=x.
+            mode: how to choose.
             generator: the policy's own random stream, which `explore` and `values` may share.
         """
         self._values, self._explore = values, explore
@@ -35,14 +46,7 @@ class QPolicy:
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
         q = self._values(obs)
-        if self._mode.name == "greedy":
-            action = greedy_action(q)
-        elif self._mode.value is None:
-            action = self._explore(q)
-        elif self._mode.name == "epsilon":
-            action = epsilon_greedy_action(q, self._mode.value, self._generator)
-        else:
-            action = boltzmann_action(q, self._mode.value, self._generator)
+        action = choose_action(q, self._mode, self._explore, self._generator)
         home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
         return Acted(action.to(home), {"q": q})
 

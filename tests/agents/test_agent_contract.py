@@ -38,6 +38,7 @@ SMALL = {
     "sb3_ddpg": SB3_CONTINUOUS,
     "sb3_td3": SB3_CONTINUOUS,
     "sb3_sac": SB3_CONTINUOUS,
+    "r2d2": [*REPLAY, "agent.learning_starts_env_steps=128"],
     "sb3_dqn": ["agent.kwargs.learning_starts=64", "agent.kwargs.train_freq=16", "agent.kwargs.gradient_steps=4"],
 }
 ENV_STEPS = 512

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from agents import dqn
 from agents.dqn import DQN, Settings, c51_loss, make_agent, qr_loss, td_loss
 from contract import Batch, EnvSpec, Mode, Streams, Task, Transition
+from envs import settings as env_settings
 from faults import ConfigError
 from networks.heads import CategoricalHead, QuantileHead
 from tests.probes import PROBES, host, task, train
+from training.config import CONFIG_DIR, compose_config
 
 FAST = Settings(
     gamma=0.9,
@@ -312,3 +314,22 @@ def test_heads_follow_the_keys() -> None:
 def test_settings_out_of_range_are_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(FAST, **changes)
+
+
+PRESETS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("rainbow_no_*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_ablation_is_rainbow_without_one_part(preset: str) -> None:
+    env_settings.register_environments()
+    whole, without = (
+        compose_config([chosen, "env=CartPole-v1"], env_settings)["agent"]
+        for chosen in ("agent=rainbow", f"experiment={preset}")
+    )
+    changed = {key for key in whole if whole[key] != without[key]}
+    assert len(changed) == 1
+    assert without[changed.pop()] in (False, "none", 1)
+
+
+def test_every_part_has_its_ablation() -> None:
+    assert len(PRESETS) == 6

@@ -12,6 +12,7 @@ CASES = {
     "rainbow": [],
     "qr_dqn": ["agent.prioritized=true"],
     "softmax_dqn": ["agent.target_entropy=0.5", "agent.backup=soft"],
+    "r2d2": ["agent.batch_size=64"],
     "deep_sarsa": ["agent.rollout_steps=24"],
 }
 
