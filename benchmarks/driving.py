@@ -43,7 +43,7 @@ IDS = {
 }
 EPISODES, EVAL_ENVS = 1000, 250
 CARTPOLE_SEEDS = 5
-SB3_STEPS = 300_000
+SB3_STEPS = 100_000
 
 
 def train(folder: str, *overrides: str) -> tuple[Run, float]:
