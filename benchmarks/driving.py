@@ -43,7 +43,7 @@ IDS = {
 }
 EPISODES, EVAL_ENVS = 1000, 250
 CARTPOLE_SEEDS = 5
-SB3_STEPS = 300_000
+SB3_STEPS = 100_000
 
 
 def train(folder: str, *overrides: str) -> tuple[Run, float]:
@@ -173,12 +173,12 @@ def main() -> None:
         if part not in known:
             raise SystemExit(f"error: unknown part '{part}'; known: {', '.join(known)}")
     file = RESULTS / "driving.json"
-    results = json.loads(file.read_text())["parts"] if file.exists() else {}
     for part in parts:
-        results[part] = {"cartpole": cartpole, "sb3": sb3}.get(part, lambda part=part: driving(part))()
-        shown = {k: v for k, v in results[part].items() if k not in ("curve", "config")}
+        result = {"cartpole": cartpole, "sb3": sb3}.get(part, lambda part=part: driving(part))()
+        shown = {k: v for k, v in result.items() if k not in ("curve", "config")}
         print(part, json.dumps(shown), flush=True)
-        write_result("driving", {"parts": results})
+        others = json.loads(file.read_text())["parts"] if file.exists() else {}
+        write_result("driving", {"parts": others | {part: result}})
 
 
 if __name__ == "__main__":

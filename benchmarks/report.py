@@ -346,7 +346,8 @@ def driving() -> str:
             "",
             f"{parts['route']['pqn']['episodes']:,} greedy episodes each, with 95 % intervals over episodes; one "
             "training run each (`python train.py experiment=driving_route`, and so on), wall-clock of the whole "
-            f"command, on {machine(result)}. SPL is success weighted by shortest over driven length. On device "
+            f"command, on {machine(result)}. SPL is success weighted by shortest over driven length. LaneKeep has one "
+            "map; it is tested with other goals and starts than it was trained with. On device "
             f"CartPole-v1 PQN reaches 475 or more in {solved} of {len(runs)} seeds after "
             f"{statistics.median(run['training_s'] for run in runs):.1f} s of training (median), "
             f"{statistics.median(run['wall_s'] for run in runs):.1f} s with the start of Python.",
