@@ -24,8 +24,8 @@ class NoisyLinear(nn.Module):
         Fortunato et al. 2018, arXiv:1706.10295, equations 9 to 11 (factorised noise) and section 3.2 (initial values).
 
     Deviations:
-        Every row of the input has noise of its own, where the paper draws once per batch: environments explore apart,
-        and a gradient averages over the noise. Factorised noise makes it cheap: two matrix products instead of one.
+        While acting, every row of the input has noise of its own, so that environments explore apart. Factorised noise
+        makes it cheap: two matrix products instead of one. While learning, a batch shares one draw, as in the paper.
     """
 
     def __init__(self, in_dim: int, out_dim: int, sigma: float) -> None:
@@ -43,6 +43,7 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(torch.full((out_dim, in_dim), sigma * bound))
         self.bias_sigma = nn.Parameter(torch.full((out_dim,), sigma * bound))
         self.generator: torch.Generator | None = None
+        self.shared = False
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
@@ -52,8 +53,8 @@ class NoisyLinear(nn.Module):
         return y + (F.linear(x * eps_in, self.weight_sigma) + self.bias_sigma) * eps_out
 
     def _noise(self, x: Tensor, width: int) -> Tensor:
-        """f(eps): (N, width)."""
-        eps = torch.randn(len(x), width, generator=self.generator, device=x.device)
+        """f(eps): (N, width), or (1, width) if the rows share it."""
+        eps = torch.randn(1 if self.shared else len(x), width, generator=self.generator, device=x.device)
         return eps.sign() * eps.abs().sqrt()
 
 
@@ -67,14 +68,19 @@ def make_noisy(module: nn.Module, sigma: float) -> None:
 
 
 @contextlib.contextmanager
-def noise(generator: torch.Generator | None, *modules: nn.Module) -> Iterator[None]:
+def noise(generator: torch.Generator | None, *modules: nn.Module, shared: bool = False) -> Iterator[None]:
     """Within this context the noisy layers of the modules draw from `generator`; outside they use their means.
 
     Whoever draws owns the generator, so that acting, learning and evaluating do not disturb each other.
+
+    Args:
+        generator: on the modules' device; None for the means.
+        *modules: whose layers draw anew at every call.
+        shared: whether all rows of an input share one draw.
     """
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, NoisyLinear)]
     for layer in layers:
-        layer.generator = generator
+        layer.generator, layer.shared = generator, shared
     try:
         yield
     finally:

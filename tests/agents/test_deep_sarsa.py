@@ -74,7 +74,7 @@ def test_targets_follow_the_definition(settings: Settings) -> None:
             action = int(online.q[state].argmax())
         else:
             action = int(steps.action[t + 1, i] if t < 7 else action_after[i])
-        return float(target.q[state, action])
+        return float(target.q.detach()[state, action])
 
     def n_step_return(t: int, i: int, n: int) -> float:
         total, power = 0.0, 1.0

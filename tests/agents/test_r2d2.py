@@ -89,7 +89,7 @@ def test_remembers_what_it_saw(core: str) -> None:
     np.testing.assert_allclose(acted.extras["q"], [[-1, 1], [1, -1]], atol=0.25)
 
 
-@pytest.mark.parametrize("rescale_values", [False, True])
+@pytest.mark.parametrize("rescale_values", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_time_limit_is_no_end(rescale_values: bool) -> None:
     """Reward 1 for ever, worth 2 at gamma 0.5, in episodes of 8 steps, which an agent with a memory could count."""
     env = host(PROBES["time limit"], 4)
