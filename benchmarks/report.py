@@ -68,7 +68,8 @@ def pong() -> str:
         low, high = evaluation["ci95"]
         lines.append(
             f"| **Pathwise, {label}** | **{steps:,.0f}** | **{seconds / 60:.0f} min** | "
-            f"{evaluation['mean_reward']:.2f} [{low:.2f}, {high:.2f}] after {evaluation['checkpoint_env_steps']:,} steps |"
+            f"{evaluation['mean_reward']:.2f} [{low:.2f}, {high:.2f}] after {evaluation['checkpoint_env_steps']:,} "
+            "steps |"
         )
         axes.plot([r[1] / 60 for r in rows], [r[2] for r in rows], label=name, lw=2)
     lines += [f"| {name} | {count:,.0f} | {minutes} min | |" for name, count, minutes in PUBLISHED_PONG]
@@ -163,8 +164,8 @@ def compiled() -> str:
         [
             *lines,
             "",
-            f"On {machine(result)}. {cliff['seeds']:,} seeds of cliff walking, SARSA and Q-learning, {cliff['episodes']} "
-            f"episodes each, take {cliff['seconds']:.1f} s with the picture:",
+            f"On {machine(result)}. {cliff['seeds']:,} seeds of cliff walking, SARSA and Q-learning, "
+            f"{cliff['episodes']} episodes each, take {cliff['seconds']:.1f} s with the picture:",
             "",
             "![Ten thousand seeds of cliff walking](benchmarks/results/cliff_seeds.png)",
         ]
