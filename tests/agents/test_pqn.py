@@ -213,7 +213,7 @@ def test_what_it_cannot_do_is_one_line() -> None:
 
 CARTPOLE = Settings(
     lambda_=0.95,
-    learning_rate=2.5e-3,
+    learning_rate=1e-3,
     learning_rate_end=0.0,
     rollout_steps=64,
     epochs=4,
@@ -232,13 +232,13 @@ def test_solves_cartpole(vectorization: str) -> None:
     for seed in range(3):
         streams = Streams(seed)
         env = make_env(GymnasiumSettings("CartPole-v1", vectorization=vectorization), 64, streams, "train")
-        agent = make_agent(CARTPOLE, Task(env.spec, 150_000, torch.device("cpu"), streams))
+        agent = make_agent(CARTPOLE, Task(env.spec, 200_000, torch.device("cpu"), streams))
         generator = streams.torch("policy")
         policy = agent.policy(Mode("train"), 64, generator)
         if vectorization == "device":
-            RolloutInteraction(agent, env, policy, generator)(150_000)
+            RolloutInteraction(agent, env, policy, generator)(200_000)
         else:
-            Interaction(agent, env, policy)(150_000)
+            Interaction(agent, env, policy)(200_000)
         test_env = make_env(GymnasiumSettings("CartPole-v1", vectorization="device"), 100, streams, "eval")
         episodes = evaluate(agent.policy(Mode("greedy"), 100, generator), test_env, 100)
         solved += np.mean([e.episode_return for e in episodes]) >= 475
