@@ -49,7 +49,6 @@ def first_at_least(rows: list[list[float]], threshold: float) -> list[float]:
 PONG = {
     "pong": "`experiment=pong` (DQN)",
     "pong_ppo": "`experiment=pong_ppo`",
-    "pong_a3c": "`experiment=pong_a3c`, two workers",
 }
 """Recorded runs of Pong and what the table calls them."""
 
@@ -82,7 +81,7 @@ def pong() -> str:
             *lines,
             "",
             "Ours: one seed each, one core that other programs used too, first evaluation (8 games) at 18 or more; the "
-            "peers': mean of 20 training games. None with sticky actions. PPO and A3C see 42x42 pixels through a small "
+            "peers': mean of 20 training games. None with sticky actions. PPO sees 42x42 pixels through a small "
             "network; DQN's preset, whose policy is in `pretrained/pong`, says what it sees. Random play: "
             f"{evaluation['random_mean_reward']:.2f}.",
             "",
@@ -94,7 +93,7 @@ def pong() -> str:
 def cartpole() -> str:
     """Table of CartPole over seeds, one row for each agent that has been measured."""
     lines = [
-        "| CartPole-v1, greedy, 100 episodes | seeds at 475 or more | median return | worst | training, median |",
+        "| CartPole-v1, greedy, 100 episodes | seeds at 475 or more | median return | worst | median wall-clock |",
         "|---|---|---|---|---|",
     ]
     for path in sorted(RESULTS.glob("cartpole*.json")):
@@ -103,48 +102,13 @@ def cartpole() -> str:
         for agent, rows in result["runs"].items():
             returns = [row["mean_reward"] for row in rows]
             solved = sum(value >= result["threshold"] for value in returns)
-            timed = [row["training_s"] for row in rows if "training_s" in row]
-            wall = f"{statistics.median(timed):.1f} s" if timed else "not recorded"
+            wall = f"{statistics.median(row['wall_s'] for row in rows):.0f} s"
             where = device if not agent.startswith("sb3_") else ""
             lines.append(
                 f"| `agent={agent}`{where} | {solved} of {len(rows)} | {statistics.median(returns):.0f} "
                 f"| {min(returns):.0f} | {wall} |"
             )
-    return "\n".join([*lines, "", "Training is the time between the first and the last environment step."])
-
-
-def memory() -> str:
-    """What an LSTM is worth where something seen once decides a later turn."""
-    result = load("driving_memory")
-    lines = ["| `experiment=driving_memory` | seeds | success, mean | 95 % interval over seeds |", "|---|---|---|---|"]
-    for core, row in result["summary"].items():
-        low, high = row["ci95"]
-        lines.append(
-            f"| `agent=ppo agent.core={core}` | {len(result['runs'][core])} | {row['success_rate']:.3f} "
-            f"| [{low:.3f}, {high:.3f}] |"
-        )
-    return "\n".join(lines)
-
-
-def actor_critic() -> str:
-    """Speed of PPO and A2C beside Stable-Baselines3's, and of A3C against its workers."""
-    result, scaling = load("speed_actor_critic"), load("a3c_scaling")
-    lines = ["| Pong, the same network and settings | environment steps/s | over Stable-Baselines3 |", "|---|---|---|"]
-    for agent in ("ppo", "a2c"):
-        ratio = statistics.median(result["ratio_to_sb3"][agent])
-        ours, theirs = (statistics.median(result["env_steps_per_s"][name]) for name in (agent, f"sb3_{agent}"))
-        lines += [f"| `agent={agent}` | {ours:.0f} | **{ratio:.2f}** |", f"| `agent=sb3_{agent}` | {theirs:.0f} | |"]
-    workers = ", ".join(
-        f"{statistics.median(values):.0f} with {count}" for count, values in scaling["env_steps_per_s"].items()
-    )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Taking turns in one run on {machine(result)}. `experiment=pong_a3c` by number of workers, environment "
-            f"steps/s: {workers} ({machine(scaling)}).",
-        ]
-    )
+    return "\n".join([*lines, "", "Wall-clock of the whole command, imports included, one core."])
 
 
 def compiled() -> str:
@@ -379,8 +343,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "pong": pong,
     "cartpole": cartpole,
     "speed": speed,
-    "actor_critic": actor_critic,
-    "memory": memory,
     "pendulum": pendulum,
     "compiled": compiled,
     "resume": resume,

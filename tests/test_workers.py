@@ -73,11 +73,14 @@ def test_a_broken_worker_is_one_line_and_the_others_work_on(kind: str, fault: ty
 def test_what_is_answered_beside_a_fault_is_not_lost() -> None:
     crew = Crew(Counter, [(0,), (100,)], timeout_s=60)
     crew.ask_all("add", [(0,), (0,)])
-    crew.call(0, "add", 1)
+    for _ in range(2):
+        crew.call(0, "add", 1)
     crew.call(1, "break_down", "raises")
-    with pytest.raises(EnvError, match="broke"):
-        crew.ask_all("add", [(1,), (1,)])
-    assert crew.last_answers()[:2] == [(0, 1), (0, 2)]
+    told = []
+    with pytest.raises(EnvError, match="broke"):  # which may come before, between or after the answers
+        while True:
+            told += crew.answers()
+    assert [*told, *crew.last_answers()] == [(0, 1), (0, 2)]
 
 
 def test_a_worker_that_was_killed_while_it_had_nothing_to_do_is_noticed_at_the_next_call() -> None:
