@@ -227,8 +227,9 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def error_line(capfd: pytest.CaptureFixture[str]) -> str:
     """All that standard error holds; fails if that is more than one line."""
-    (line,) = capfd.readouterr().err.splitlines()
-    return line
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 @pytest.mark.parametrize(
