@@ -260,7 +260,7 @@ def test_a_killed_worker_is_one_line_and_a_saved_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], pids: list[int]
 ) -> None:
     def kill_one() -> None:
-        wait_for(lambda: list(tmp_path.glob("**/step_*/manifest.json")))
+        wait_for(lambda: list(tmp_path.glob("*/*/*/checkpoints/step_*/manifest.json")))
         os.kill(pids[1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill_one)
@@ -277,7 +277,7 @@ def test_ctrl_c_in_the_terminal_saves_and_the_run_goes_on_from_there(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], pids: list[int]
 ) -> None:
     def interrupt() -> None:
-        wait_for(lambda: list(tmp_path.glob("**/step_*/manifest.json")))
+        wait_for(lambda: list(tmp_path.glob("*/*/*/checkpoints/step_*/manifest.json")))
         for pid in (*pids, os.getpid()):  # a terminal sends the signal to all of them
             os.kill(pid, signal.SIGINT)
 
