@@ -18,16 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from contract import Acted, Metrics, Mode, State, Task, Transition
-from faults import NonFiniteError, check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage
+from faults import check_choice, check_range
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
-from networks.optimizer import load_optimizer_state, optimizer_state
+from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
-from rules.policy_gradient import explained_variance, masked_mean, normalized, policy_gradient_loss, value_loss
+from rules.policy_gradient import explained_variance
 from rules.schedules import linear_schedule
 
 
@@ -86,39 +85,6 @@ def make_agent(settings: Settings, task: Task) -> A2C:
     return A2C(settings, net.to(task.device), distribution, task)
 
 
-def a2c_loss(
-    net: ActorCritic, distribution: ActionDistribution, experience: Experience, settings: Settings
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective of one rollout.
-
-    Equation:
-        loss = -mean(log pi(a|s) * A) + value_coef * mean squared value error - entropy_coef * mean entropy
-
-    Args:
-        net: carries the gradient.
-        distribution: what the network's parameters mean.
-        experience: (T, N) steps.
-        settings: coefficients.
-
-    Returns:
-        The loss () and its parts.
-    """
-    parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
-    log_prob = distribution.log_prob(parameters, experience.raw_action)
-    valid = experience.valid
-    advantage = normalized(experience.advantage, valid) if settings.normalize_advantage else experience.advantage
-    policy_term = policy_gradient_loss(log_prob, advantage, valid)
-    value_term = value_loss(value, experience.value_target, valid=valid)
-    entropy = masked_mean(distribution.entropy(parameters), valid)
-    loss = policy_term + settings.value_coef * value_term - settings.entropy_coef * entropy
-    return loss, {
-        "train/loss": loss.detach(),
-        "train/policy_loss": policy_term.detach(),
-        "train/value_loss": value_term.detach(),
-        "train/entropy_loss": -entropy.detach(),
-    }
-
-
 class A2C:
     """A2C agent; see the module docstring for sources and deviations."""
 
@@ -171,15 +137,10 @@ class A2C:
     def _learn(self) -> Metrics:
         s = self._settings
         experience = Experience.of(self.rollout, self.net, s.gamma, s.gae_lambda, self._device)
-        loss, figures = a2c_loss(self.net, self._distribution, experience, s)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), s.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
-            raise NonFiniteError(
-                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm "
-                f"{float(grad_norm):.3g}; try a smaller agent.learning_rate"
-            )
+        loss, figures = actor_critic_loss(
+            self.net, self._distribution, experience, s.value_coef, s.entropy_coef, s.normalize_advantage
+        )
+        grad_norm = clipped_gradient(self.net, loss, s.max_grad_norm, f"update {self._updates + 1}")
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self.optimizer.step()
         self._updates += 1

@@ -37,16 +37,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract import Acted, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
-from faults import ConfigError, Fault, NonFiniteError, check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage
+from faults import ConfigError, Fault, check_choice, check_range
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss
 from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
-from networks.optimizer import SharedRMSProp
+from networks.optimizer import SharedRMSProp, clipped_gradient
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
-from rules.policy_gradient import masked_mean, normalized, policy_gradient_loss, value_loss
 from rules.schedules import linear_schedule
 from workers import Crew
 
@@ -118,39 +117,6 @@ def make_agent(settings: Settings, task: Task) -> A3C:
     return A3C(settings, net, make_distribution(task.spec.action_space, settings.gaussian, task.device), task)
 
 
-def a3c_loss(
-    net: ActorCritic, distribution: ActionDistribution, experience: Experience, settings: Settings
-) -> tuple[Tensor, Metrics]:
-    """The objective of one rollout.
-
-    Equation:
-        loss = -mean(log pi(a|s) * A) + value_coef * mean((V - R)**2) - entropy_coef * mean entropy
-
-    Args:
-        net: carries the gradient.
-        distribution: what the network's parameters mean.
-        experience: (T, N) steps.
-        settings: coefficients.
-
-    Returns:
-        The loss () and its parts.
-    """
-    parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
-    log_prob = distribution.log_prob(parameters, experience.raw_action)
-    valid = experience.valid
-    advantage = normalized(experience.advantage, valid) if settings.normalize_advantage else experience.advantage
-    policy_term = policy_gradient_loss(log_prob, advantage, valid)
-    value_term = value_loss(value, experience.value_target, valid=valid)
-    entropy = masked_mean(distribution.entropy(parameters), valid)
-    loss = policy_term + settings.value_coef * value_term - settings.entropy_coef * entropy
-    return loss, {
-        "train/loss": loss.detach(),
-        "train/policy_loss": policy_term.detach(),
-        "train/value_loss": value_term.detach(),
-        "train/entropy_loss": -entropy.detach(),
-    }
-
-
 class Played(NamedTuple):
     """What a worker reports of one rollout."""
 
@@ -220,15 +186,11 @@ class ActorLearner:
         """The clipped gradient of the rollout, one tensor for each weight, and what the loss was."""
         s = self._settings
         experience = Experience.of(self._rollout, self._net, s.gamma, s.gae_lambda, torch.device("cpu"))
-        loss, metrics = a3c_loss(self._net, self._distribution, experience, s)
-        self._net.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self._weights, s.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):  # before it is applied: afterwards every weight would be NaN
-            raise NonFiniteError(
-                f"an update has loss {float(loss.detach()):.3g} and gradient norm {float(grad_norm):.3g}; "
-                "try a smaller agent.learning_rate"
-            )
+        loss, figures = actor_critic_loss(
+            self._net, self._distribution, experience, s.value_coef, s.entropy_coef, s.normalize_advantage
+        )
+        metrics: Metrics = dict(figures)
+        grad_norm = clipped_gradient(self._net, loss, s.max_grad_norm, "an update")
         gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in self._weights]
         return gradients, metrics | {"train/grad_norm": grad_norm}
 

@@ -37,14 +37,14 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract import Acted, Metrics, Mode, State, Task, Transition
-from faults import NonFiniteError, check_choice, check_range
+from faults import check_choice, check_range
 from memory.actor import ActorCriticPolicy, Experience, MeanImage
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
-from networks.optimizer import load_optimizer_state, optimizer_state
+from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
 from rules.policy_gradient import (
     approximate_kl,
@@ -244,14 +244,7 @@ class PPO:
         }
 
     def _gradient_step(self, loss: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.net.parameters(), self._settings.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
-            raise NonFiniteError(
-                f"update {self._updates + 1} has loss {float(loss.detach()):.3g} and gradient norm "
-                f"{float(grad_norm):.3g}; try a smaller agent.learning_rate"
-            )
+        grad_norm = clipped_gradient(self.net, loss, self._settings.max_grad_norm, f"update {self._updates + 1}")
         self.optimizer.step()
         return grad_norm
 

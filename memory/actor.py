@@ -12,6 +12,7 @@ from contract import Acted, Mode, Obs, State, to_device
 from faults import ConfigError
 from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
+from rules.policy_gradient import masked_mean, normalized, policy_gradient_loss, value_loss
 from rules.returns import gae
 
 
@@ -156,6 +157,46 @@ class Experience(NamedTuple):
     def _as_single_steps(self) -> Experience:
         rows = [map_obs(lambda part: part.flatten(0, 1)[None], part) for part in self[:-1]]
         return Experience._make([*rows, self.state.new_zeros(self.value.numel(), 0)])
+
+
+def actor_critic_loss(
+    net: Any,
+    distribution: ActionDistribution,
+    experience: Experience,
+    value_coef: float,
+    entropy_coef: float,
+    normalize_advantage: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective of one rollout for A2C and A3C.
+
+    Equation:
+        loss = -mean(log pi(a|s) * A) + value_coef * mean squared value error - entropy_coef * mean entropy
+
+    Args:
+        net: the actor-critic network, carries the gradient.
+        distribution: what the network's parameters mean.
+        experience: (T, N) steps.
+        value_coef: weight of the value error.
+        entropy_coef: weight of the entropy.
+        normalize_advantage: over the rollout.
+
+    Returns:
+        The loss () and its parts.
+    """
+    parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
+    log_prob = distribution.log_prob(parameters, experience.raw_action)
+    valid = experience.valid
+    advantage = normalized(experience.advantage, valid) if normalize_advantage else experience.advantage
+    policy_term = policy_gradient_loss(log_prob, advantage, valid)
+    value_term = value_loss(value, experience.value_target, valid=valid)
+    entropy = masked_mean(distribution.entropy(parameters), valid)
+    loss = policy_term + value_coef * value_term - entropy_coef * entropy
+    return loss, {
+        "train/loss": loss.detach(),
+        "train/policy_loss": policy_term.detach(),
+        "train/value_loss": value_term.detach(),
+        "train/entropy_loss": -entropy.detach(),
+    }
 
 
 class MeanImage:

@@ -30,6 +30,32 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def clipped_gradient(net: nn.Module, loss: Tensor, max_grad_norm: float, update: str) -> Tensor:
+    """Leaves the gradient of `loss` in the weights' `grad`, its whole norm clipped.
+
+    Args:
+        net: whose weights; gradients of before are dropped.
+        loss: () float.
+        max_grad_norm: positive.
+        update: which one it is, for the error line.
+
+    Returns:
+        () float, the norm before clipping.
+
+    Raises:
+        NonFiniteError: if loss or gradient is not finite. No step has been taken: after one every weight would be NaN.
+    """
+    net.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
+    if not torch.isfinite(loss + norm):
+        raise NonFiniteError(
+            f"{update} has loss {float(loss.detach()):.3g} and gradient norm {float(norm):.3g}; "
+            "try a smaller agent.learning_rate"
+        )
+    return norm
+
+
 def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tensor:
     """One step against the gradient of `loss` in the optimiser's own parameters; returns the gradient's norm ().
 

@@ -11,10 +11,10 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from faults import NonFiniteError, check_choice, check_range
+from faults import check_choice, check_range
 from networks.backbones import BACKBONES, CNN, make_backbone
 from networks.noisy import make_noisy
-from networks.optimizer import load_optimizer_state, optimizer_state
+from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,7 @@ class QLearner:
         Raises:
             NonFiniteError: if the loss or a gradient is not finite; the weights are as before then.
         """
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), self._settings.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):  # before the step: afterwards every weight would be NaN
-            raise NonFiniteError(
-                f"update {self.updates + 1} has loss {float(loss.detach()):.3g} and gradient norm "
-                f"{float(grad_norm):.3g}; try a smaller agent.learning_rate"
-            )
+        grad_norm = clipped_gradient(self.q_net, loss, self._settings.max_grad_norm, f"update {self.updates + 1}")
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self.updates += 1

@@ -10,7 +10,7 @@ import stable_baselines3
 import torch
 
 from agents import a2c
-from memory.actor import Experience
+from memory.actor import Experience, actor_critic_loss
 from tests.agents import actor_critic as oracle
 from tests.probes import PROBES, host, task, train
 
@@ -39,7 +39,14 @@ def test_one_update_equals_stable_baselines3(space: gym.Space[Any], normalize: b
     model.train()
 
     experience = Experience.of(agent.rollout, agent.net, oracle.GAMMA, 0.8, torch.device("cpu"))
-    loss, figures = a2c.a2c_loss(agent.net, agent._distribution, experience, settings)
+    loss, figures = actor_critic_loss(
+        agent.net,
+        agent._distribution,
+        experience,
+        settings.value_coef,
+        settings.entropy_coef,
+        settings.normalize_advantage,
+    )
     loss.backward()
     theirs = model.logger.name_to_value
     for name in ("policy_loss", "value_loss", "entropy_loss"):
