@@ -6,9 +6,9 @@ episode on every device and in every batch.
 One environment step:
 
     1. the ego is pushed sideways, if drift strikes while it moves
-    2. the ego acts: `accelerate` and `brake` change the speed by one and it drives that many cells ahead, entering them
-       one by one; `left` and `right` drive into the cell on that side at speed 1. Where its cell permits that
-       direction the car turns with it; elsewhere it changes lane and keeps its heading
+    2. the ego acts: `accelerate` and `brake` change the speed by one, up to the top speed, and it drives that many
+       cells ahead, entering them one by one; `left` and `right` drive into the cell on that side at speed 1. Where its
+       cell permits that direction the car turns with it; elsewhere it changes lane and keeps its heading
     3. the other cars, one after the other, move one cell each: along their lane, into junctions on green only, never
        into a cell that is taken; where several ways are open, one is drawn
     4. pedestrians cross one cell each, and wait for what stands in their way
@@ -85,6 +85,7 @@ class Rules:
     walk_chance: wp.int32
     event_chance: wp.int32
     drift_chance: wp.int32
+    top_speed: wp.int32
     time_limit: wp.int32
     far: wp.int32
     reward_time: wp.float32
@@ -274,7 +275,7 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
                 if permits(int(maps.ground[state.city[i], ego.cell]), direction):
                     ego.heading = direction
             elif action == ACCELERATE:
-                ego.speed = wp.min(ego.speed + 1, 2)
+                ego.speed = wp.min(ego.speed + 1, rules.top_speed)
             elif action == BRAKE:
                 ego.speed = wp.max(ego.speed - 1, 0)
             cells = ego.speed
