@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -32,12 +33,19 @@ LONGEST_WAIT = datetime.timedelta(days=1)
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Meets the other learners that torchrun has started: over gloo for tensors on the CPU, nccl for those on GPUs."""
-    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    """Meets the other learners that torchrun has started: over gloo for tensors on the CPU, nccl for those on GPUs.
+
+    Raises:
+        LearnerError: if they do not come.
+    """
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1" or dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
-    with contextlib.redirect_stdout(None) if rank() else contextlib.nullcontext():
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    except RuntimeError as error:
+        raise LearnerError(f"learner {os.environ['RANK']} does not reach the others") from error
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
         yield
     dist.destroy_process_group()  # not after a failure: first this one says what has happened, then the others hear
 
@@ -151,6 +159,5 @@ def _reduced(x: Tensor, how: Any) -> Tensor:
     try:
         dist.all_reduce(result, how)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-120:]
-        raise LearnerError(f"learner {rank() + 1} of {count()} has lost the others: {reason}") from error
+        raise LearnerError(f"learner {rank()} has lost another one, which has ended without a word") from error
     return result
