@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from envs import settings as env_settings
-from faults import ConfigError
+from faults import ConfigError, NonFiniteError
 from training.config import (
     CONFIG_DIR,
     TrainConfig,
@@ -43,14 +43,20 @@ MAY_CHANGE_ON_RESUME = ("total_env_steps", "eval", "checkpoint", "log")
 
 def main(arguments: list[str]) -> int:
     env_settings.register_environments()
+    imports = [a for a in arguments if a.startswith("import=")]
     arguments = env_settings.import_modules(arguments)
     if any(a.startswith("-") for a in arguments):  # --multirun, --cfg job, --help...: Hydra's own command line
-        return hydra_main(arguments)
+        return hydra_main(arguments, imports)
     return train_run(compose_config(arguments, env_settings), arguments)[0]
 
 
-def hydra_main(arguments: list[str]) -> int:
-    """Hands the command line to Hydra: one run per combination in a sweep."""
+def hydra_main(arguments: list[str], imports: list[str]) -> int:
+    """Hands the command line to Hydra: one run per combination in a sweep.
+
+    Args:
+        arguments: flags and overrides.
+        imports: `import=<module>`, for processes that launchers start.
+    """
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
@@ -80,13 +86,19 @@ def hydra_main(arguments: list[str]) -> int:
             code, score = train_run(plain, list(HydraConfig.get().overrides.task))
             return code
 
+        env_settings.register_environments()  # launchers bring this function into other processes
+        env_settings.import_modules(imports)
         code = report(run, debug=bool(plain["debug"]))
+        if code == NonFiniteError.exit_code:
+            raise NonFiniteError("told already")  # this run has failed; the sweep goes on
         if code:
             raise SystemExit(code)
         return score  # what a sweeper maximises
 
     try:
         one_run()
+    except NonFiniteError as error:
+        return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_line(error)) from None
     return 0
