@@ -194,9 +194,14 @@ def cold(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_finds_the_best_of_a_line_of_actions(name: str) -> None:
     env = host(lambda: Script(lambda a: -((a - BEST) ** 2), 1, True), 4)
-    settings = fast(name, **cold(name), critic_learning_rate=1e-2, learning_starts_env_steps=200)
-    agent = make(name, settings, task(env))
-    train(agent, env, 800)
+    quick = {
+        "critic_learning_rate": 2e-2,
+        "learning_starts_env_steps": 160,
+        "batch_size": 64,
+        "samples_per_env_step": 64,
+    }
+    agent = make(name, fast(name, **cold(name), **quick), task(env))
+    train(agent, env, 520)
     action = agent.policy(Mode("greedy"), 1, torch.Generator()).act(torch.zeros(1, 1), torch.ones(1)).action
     assert float(action) == pytest.approx(BEST, abs=0.15)
     unit = agent._bounds.to_unit(torch.tensor([[BEST]]))
