@@ -23,15 +23,26 @@ import yaml
 from benchmarks.record import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = ["env=CartPole-v1", "total_env_steps=20_000", "eval.every_env_steps=5_000", "device=cpu"]
 SWEEPS = {
-    "ray": ["hydra/launcher=ray", "agent=dqn,ppo", "seed=0,1,2"],
+    "ray": [
+        "hydra/launcher=ray",
+        "agent=dqn,ppo",
+        "seed=0,1,2",
+        "env=CartPole-v1",
+        "total_env_steps=20_000",
+        "eval.every_env_steps=5_000",
+        "device=cpu",
+    ],
     "optuna": [
         "sweep=optuna",
         "hydra.sweeper.n_trials=10",
         "agent=dqn",
         "agent.learning_rate=tag(log,interval(1e-4,1e-2))",
         "agent.target_sync_every_env_steps=choice(250,500,1000)",
+        "env=CartPole-v1",
+        "total_env_steps=6_000",
+        "eval.every_env_steps=2_000",
+        "device=cpu",
     ],
 }
 QUIET = ["log.tensorboard=false", "log.progress=false"]
@@ -40,7 +51,7 @@ PLUGINS = ("hydra-core", "hydra-ray-launcher", "ray", "hydra-optuna-sweeper", "o
 
 def sweep(overrides: list[str], folder: Path) -> dict[str, Any]:
     """Runs one sweep; returns its command, its time and what each run came to."""
-    shown = ["train.py", "-m", *overrides, *BUDGET]
+    shown = ["train.py", "-m", *overrides]
     places = [f"run_dir={folder / 'runs'}", f"hydra.sweep.dir={folder / 'sweep'}"]
     began = time.perf_counter()
     ended = subprocess.run(

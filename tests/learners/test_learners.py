@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from memory.replay import ReplaySettings
 from rules.policy_gradient import normalized
 from tests.learners.script import CASES, draw_the_same_for_any_number, learn
 from tests.runs import SMALL, equal_trees, load_newest, only_run, run_train
+from training import checkpoint
+from training.loop import newest_of_all
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -177,6 +180,25 @@ def test_a_run_is_resumed_by_as_many_learners_as_began_it(
         "was begun with 2 learners, not 1; continue with: torchrun --nproc-per-node 2 train.py"
         in capfd.readouterr().err
     )
+
+
+def test_learners_resume_from_the_newest_checkpoint_that_all_have(
+    together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(only_run(together / "straight"), run.path)
+    names = [path.name for path in checkpoint.checkpoints(run.checkpoints)]
+    newest, older = (int(name.removeprefix("step_")) for name in names)
+    found = newest_of_all(run)
+    assert found is not None
+    assert found[0].name == f"step_{newest:09d}"
+    monkeypatch.setattr(learners, "largest", lambda number: max(number, -older))  # killed before another had saved
+    found = newest_of_all(run)
+    assert found is not None
+    assert found[1]["loop"]["env_steps"] == older
+    assert [path.name for path in checkpoint.checkpoints(run.checkpoints)] == names[1:]
+    monkeypatch.setattr(learners, "largest", lambda number: 0)  # another has none
+    assert newest_of_all(run) is None
 
 
 def test_advantages_are_normalized_over_the_rows_of_all_learners() -> None:
