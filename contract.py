@@ -375,16 +375,16 @@ class Streams:
     """Named, independent random streams of one seed.
 
     A stream's seed is `SeedSequence(seed, spawn_key=(crc32(name), *index))`, so that streams do not depend on the order
-    in which they are made, and adjacent seeds share nothing (unlike `seed + i`).
+    in which they are made, and adjacent seeds share nothing (unlike `seed + i`). Where several learners share the work,
+    each has streams of its own; only `network`, for initial weights, is the same for all.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, learner: int = 0) -> None:
+        self._seed, self._learner = seed, learner
 
     def seed(self, name: str, *index: int) -> int:
         """A seed in [0, 2**31) for whoever wants one number: emulators take no more."""
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index))
-        return int(sequence.generate_state(1)[0] & 0x7FFFFFFF)
+        return int(self._sequence(name, *index).generate_state(1)[0] & 0x7FFFFFFF)
 
     def torch(self, name: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
         """A torch generator on `device`."""
@@ -392,7 +392,11 @@ class Streams:
 
     def numpy(self, name: str, *index: int) -> np.random.Generator:
         """A NumPy generator."""
-        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index)))
+        return np.random.default_rng(self._sequence(name, *index))
+
+    def _sequence(self, name: str, *index: int) -> np.random.SeedSequence:
+        own = () if self._learner == 0 or name == "network" else (self._learner, zlib.crc32(b"learner"))
+        return np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index, *own))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ code meaning
 5    storage: full, read-only, permission, directory gone
 6    non-finite numbers
 7    out of memory
+8    another learner (torchrun) has ended
 130  interrupted (SIGINT), checkpoint saved
 143  terminated (SIGTERM, SIGHUP), checkpoint saved
 ==== =============================================================
@@ -61,6 +62,18 @@ class OutOfMemoryError(Fault):
     """What was asked for does not fit into memory."""
 
     exit_code = 7
+
+
+class LearnerError(Fault):
+    """One of several learners does not answer any more."""
+
+    exit_code = 8
+
+
+class Interrupted(Fault):
+    """Ctrl-C where there is nothing to save."""
+
+    exit_code = 130
 
 
 def closest(word: str, known: Iterable[str]) -> str:

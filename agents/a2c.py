@@ -29,6 +29,9 @@ from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
 from rules.policy_gradient import explained_variance
 from rules.schedules import linear_schedule
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(NetworkSettings):

@@ -33,6 +33,9 @@ from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from rules.losses import squared_loss
 from rules.targets import td_target
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(ContinuousSettings):

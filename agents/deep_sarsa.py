@@ -34,6 +34,9 @@ from rules.losses import squared_loss
 from rules.returns import lambda_returns, n_step_returns
 from rules.schedules import linear_schedule
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(QLearnerSettings):

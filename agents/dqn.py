@@ -64,6 +64,9 @@ from rules.losses import huber_loss
 from rules.schedules import linear_schedule
 from rules.targets import double_q_target, q_learning_target
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(ReplaySettings, QLearnerSettings):

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from contract import Acted, Metrics, Mode, State, Task, Transition
 from faults import check_choice, check_range
+from learners import average, total
 from memory.actor import ActorCriticPolicy, Experience, MeanImage
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
@@ -56,6 +57,9 @@ from rules.policy_gradient import (
     value_loss,
 )
 from rules.schedules import linear_schedule
+
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def ppo_loss(
     """
     parameters, value, _ = net.unroll(batch.obs, batch.state, batch.episode_start)
     log_prob = distribution.log_prob(parameters, batch.raw_action)
-    advantage = normalized(batch.advantage, batch.valid) if settings.normalize_advantage else batch.advantage
+    advantage = normalized(batch.advantage, batch.valid, total) if settings.normalize_advantage else batch.advantage
     policy_term = ppo_clip_loss(log_prob, batch.log_prob, advantage, clip_range, batch.valid)
     value_term = value_loss(value, batch.value_target, batch.value, settings.value_clip, batch.valid)
     entropy = masked_mean(distribution.entropy(parameters), batch.valid)
@@ -229,7 +233,7 @@ class PPO:
         for batch in chain.from_iterable(epochs):
             loss, figures = ppo_loss(self.net, self._distribution, batch, s, clip_range)
             parts.append(figures)
-            if s.target_kl is not None and figures["train/approx_kl"] > 1.5 * s.target_kl:
+            if s.target_kl is not None and average(figures["train/approx_kl"]) > 1.5 * s.target_kl:
                 break
             grad_norms.append(self._gradient_step(loss))
         self._updates += 1

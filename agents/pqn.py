@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, NonFiniteError, check_choice, check_range
+from learners import average_gradients
 from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
 from networks.heads import QHead
@@ -32,6 +33,9 @@ from networks.optimizer import load_optimizer_state, optimizer_state
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 from rules.returns import lambda_returns
 from rules.schedules import linear_schedule
+
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,7 @@ class PQN:
                 loss = 0.5 * ((q - target[rows]).square() * weight).sum() / weight.sum().clamp(min=1)
                 self.optimizer.zero_grad()
                 loss.backward()
+                average_gradients([p.grad for p in self.q_net.parameters() if p.grad is not None])
                 norm = nn.utils.clip_grad_norm_(self.q_net.parameters(), s.max_grad_norm)
                 losses.append(loss.detach())
                 norms.append(norm)

@@ -40,6 +40,9 @@ from rules.rescaling import rescale, unscale
 from rules.returns import n_step_returns
 from rules.schedules import linear_schedule
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(ReplaySettings, QLearnerSettings):

@@ -34,6 +34,9 @@ from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from rules.distributions import gaussian_log_prob, log_tanh_slope
 from rules.targets import sampled_soft_target
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(ContinuousSettings):

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
+from learners import average
 from memory.q_policy import QPolicy
 from memory.replay import Replay, ReplaySettings
 from networks.heads import DuelingQHead, QHead
@@ -42,6 +43,9 @@ from rules.exploration import boltzmann_action, softmax_policy
 from rules.losses import huber_loss
 from rules.schedules import linear_schedule
 from rules.targets import munchausen_reward, soft_target, softmax_target
+
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
 
 BACKUPS = {"expected_sarsa": softmax_target, "soft": soft_target}
 
@@ -188,7 +192,7 @@ class SoftmaxDQN:
         batch = self.replay.sample(self._settings.batch_size).to(self.learner.device)
         loss, q, entropy = softmax_td_loss(self.q_net, self.target_q_net, batch, self._settings, self.temperature)
         metrics = self.learner.step(loss, self.learning_rate)
-        self._tune_temperature(float(entropy))
+        self._tune_temperature(float(average(entropy)))
         return metrics | {
             "train/q_mean": q.mean(),
             "train/entropy": entropy,

@@ -27,6 +27,9 @@ from networks.continuous import Critic, DeterministicActor, polyak_update
 from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from rules.targets import clipped_double_q_target, smoothed_action
 
+LEARNS_IN_STEP = True
+"""Several learners (learners.py) can share the work."""
+
 
 @dataclass(frozen=True)
 class Settings(ContinuousSettings):

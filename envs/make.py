@@ -28,7 +28,7 @@ from envs.tables import tabular_model
 from faults import EnvError
 
 
-def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str) -> VecEnv:
+def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str, first: int = 0) -> VecEnv:
     """Builds `num_envs` environments.
 
     Args:
@@ -36,6 +36,7 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
         num_envs: how many.
         streams: the run's random streams.
         stream: who asks, e.g. `train` or `eval`: each name has episode seeds of its own.
+        first: which of the stream's environments comes first, if others build the rest.
 
     Raises:
         ConfigError: if the id is unknown or its observations cannot be read.
@@ -44,7 +45,7 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
     known_spec(settings.id)
 
     def episode_seed(env_index: int, episode: int) -> int:
-        return streams.seed(f"env/{stream}", env_index, episode)
+        return streams.seed(f"env/{stream}", first + env_index, episode)
 
     def first_seeds() -> NDArray[np.uint32]:
         return np.array([episode_seed(i, 0) for i in range(num_envs)], np.uint32)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contract import Acted, Mode, Obs, State, to_device
 from faults import ConfigError
+from learners import total
 from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
 from rules.policy_gradient import masked_mean, normalized, policy_gradient_loss, value_loss
@@ -186,7 +187,7 @@ def actor_critic_loss(
     parameters, value, _ = net.unroll(experience.obs, experience.state, experience.episode_start)
     log_prob = distribution.log_prob(parameters, experience.raw_action)
     valid = experience.valid
-    advantage = normalized(experience.advantage, valid) if normalize_advantage else experience.advantage
+    advantage = normalized(experience.advantage, valid, total) if normalize_advantage else experience.advantage
     policy_term = policy_gradient_loss(log_prob, advantage, valid)
     value_term = value_loss(value, experience.value_target, valid=valid)
     entropy = masked_mean(distribution.entropy(parameters), valid)

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 
 from faults import ConfigError
+from learners import average
 
 BACKBONES = ("auto", "mlp", "nature_cnn", "nips_cnn", "small_cnn")
 MAX_CODES = 64
@@ -245,7 +246,7 @@ class CNN(Backbone):
 
     def center(self, pixel_mean: Tensor) -> None:
         """Sets the image (C, H, W), in pixel values, that is subtracted from every input."""
-        self.pixel_mean.copy_(pixel_mean)
+        self.pixel_mean.copy_(average(pixel_mean))  # learners have seen equally many
 
     def forward(self, image: Tensor) -> Tensor:
         # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as

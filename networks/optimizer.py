@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from faults import NonFiniteError
+from learners import average_gradients
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def clipped_gradient(net: nn.Module, loss: Tensor, max_grad_norm: float, update: str) -> Tensor:
-    """Leaves the gradient of `loss` in the weights' `grad`, its whole norm clipped.
+    """Leaves the gradient of `loss` in the weights' `grad`: averaged over learners, its whole norm clipped.
 
     Args:
         net: whose weights; gradients of before are dropped.
@@ -47,6 +48,7 @@ def clipped_gradient(net: nn.Module, loss: Tensor, max_grad_norm: float, update:
     """
     net.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    average_gradients([p.grad for p in net.parameters() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
     if not torch.isfinite(loss + norm):
         raise NonFiniteError(
@@ -57,13 +59,15 @@ def clipped_gradient(net: nn.Module, loss: Tensor, max_grad_norm: float, update:
 
 
 def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tensor:
-    """One step against the gradient of `loss` in the optimiser's own parameters; returns the gradient's norm ().
+    """One step against the gradient of `loss` in the optimiser's own parameters, averaged over learners; returns the
+    gradient's norm ().
 
     Raises:
         NonFiniteError: before the step, if loss or gradient is not finite: afterwards every weight would be NaN.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = torch.autograd.grad(loss, parameters)
+    average_gradients(gradients)
     norm = nn.utils.get_total_norm(gradients)
     if not torch.isfinite(loss + norm):
         raise NonFiniteError(

@@ -4,6 +4,8 @@ Every mean is over the rows that are `valid` (None: all). Advantages and targets
 them. Losses are to be minimised.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,9 @@ def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def normalized(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
+def normalized(
+    advantage: Tensor, valid: Tensor | None = None, total: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
     """Advantages with mean 0 and standard deviation 1 over the valid rows.
 
     Equation:
@@ -31,17 +35,16 @@ def normalized(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
     Args:
         advantage: (B,) float; a single row is returned as it is.
         valid: (B,) bool, or None.
+        total: adds up what several learners have, each its own rows; mean and deviation are then those of all rows.
 
     Returns:
         (B,) float, detached.
     """
-    if advantage.numel() == 1:
-        return advantage
-    if valid is None:
-        return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    centered = advantage - masked_mean(advantage, valid)
-    variance = torch.where(valid, centered.square(), 0.0).sum() / (valid.sum() - 1).clamp(min=1)
-    return centered / (variance.sqrt() + 1e-8)
+    valid = torch.ones_like(advantage, dtype=torch.bool) if valid is None else valid
+    count = total(valid.sum())
+    centered = advantage - total(torch.where(valid, advantage, 0.0).sum()) / count
+    variance = total(torch.where(valid, centered.square(), 0.0).sum()) / (count - 1).clamp(min=1)
+    return torch.where(count == 1, advantage, centered / (variance.sqrt() + 1e-8))
 
 
 def policy_gradient_loss(log_prob: Tensor, advantage: Tensor, valid: Tensor | None = None) -> Tensor:

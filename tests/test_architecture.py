@@ -6,17 +6,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("contract", "faults", "workers", "rules", "networks", "memory", "envs", "agents", "training", "vision")
+ROOMS = (
+    "contract",
+    "faults",
+    "workers",
+    "learners",
+    "rules",
+    "networks",
+    "memory",
+    "envs",
+    "agents",
+    "training",
+    "vision",
+)
 MAY_IMPORT = {
     "faults": set(),
     "workers": {"faults"},
+    "learners": {"faults"},
     "contract": {"faults"},
     "rules": {"faults"},
-    "networks": {"faults"},
-    "memory": {"faults", "contract", "rules"},
+    "networks": {"faults", "learners"},
+    "memory": {"faults", "contract", "learners", "rules"},
     "envs": {"faults", "contract"},
-    "agents": {"faults", "contract", "workers", "rules", "networks", "memory"},
-    "training": {"faults", "contract"},
+    "agents": {"faults", "contract", "workers", "learners", "rules", "networks", "memory"},
+    "training": {"faults", "contract", "learners"},
     "vision": {"faults", "contract", "networks", "training", "envs"},
 }
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from envs import settings as env_settings
 from tests.runs import SMALL, Line, load_newest, only_run, run_evaluate, run_train, single_error
+from train import train_run
 from training import checkpoint
+from training.config import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,9 +119,16 @@ TRAIN = [
     (["agent.replay_capacity=1e10"], 7, "agent.replay_capacity"),
     (["env.kwargs.x=1"], 2, "+env.kwargs"),
     (["+env.kwargs.x=1"], 3, "CartPole-v1"),
+    (["agent=a3c", "num_envs=3", "device=cpu"], 2, "num_envs (3) must be a multiple of agent.num_workers (2)"),
     (["seed=1,2"], 2, "--multirun"),
     (["agent=dqn,random"], 2, "--multirun"),
     (["--multirun", "agent=dqn,foo"], 2, "unknown agent 'foo'"),
+    (["--multirun", "experiment=glob(nothing_*)"], 2, "'experiment=glob(nothing_*)' matches nothing"),
+    (["--multirun", "sweep=optna"], 2, "unknown sweep 'optna'. Did you mean 'optuna'"),
+    (["--multirun", "agent.gamma=interval(0.9,0.99)"], 2, "does not support sweep type"),
+    (["--multirun", "hydra/launcher=nowhere"], 2, "pip install -r requirements-sweeps.txt"),
+    (["sweep=optuna"], 2, "'sweep' works with --multirun only"),
+    (["hydra/launcher=ray"], 2, "'hydra/launcher' works with --multirun only"),
     (["--foo"], 2, "--help"),
     # runs and folders
     (["resume=/nonexistent"], 4, "there is no run at '/nonexistent'"),
@@ -378,9 +388,6 @@ def test_evaluating_a_table_on_a_grid_draws_it_beside_the_result(
 
 SAMPLE = [
     (["train.py", "agent.learning_rat=1"], 2),
-    (["train.py", "agent=dqnn"], 2),
-    (["train.py", "env=Cartpole-v1"], 2),
-    (["train.py", "agent.gamma=nan"], 2),
     (["train.py", "env=Pendulum-v1"], 2),
     (["train.py", "--multirun", "seed=abc,1"], 2),
     (["train.py", "resume=/nonexistent"], 4),
@@ -418,6 +425,34 @@ def test_a_sweep_trains_every_combination(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert sorted(p.name[:5] for p in (tmp_path / "runs").glob("*/*/*")) == ["seed0", "seed1"]
+
+
+def test_a_run_that_breaks_down_does_not_end_the_sweep(tmp_path: Path) -> None:
+    overrides = [
+        "--multirun",
+        "agent.learning_rate=1e30,1e-3",
+        *SMALL,
+        f"run_dir={tmp_path}/runs",
+        "total_env_steps=300",
+    ]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 6
+    why, which = result.stderr.splitlines()  # ours, and Hydra's
+    assert "try a smaller agent.learning_rate" in why
+    assert "agent.learning_rate=1e+30" in which
+    assert result.stdout.count("done: 300 steps") == 1
+
+
+def test_a_run_answers_a_sweeper_with_its_best_evaluation(tmp_path: Path) -> None:
+    plain = compose_config([*SMALL, f"run_dir={tmp_path}"], env_settings)
+    code, score = train_run(plain, [])
+    rows = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["eval/mean_reward"] for row in rows if "eval/mean_reward" in row]
+    assert code == 0
+    assert len(scores) == 3
+    assert score == max(scores)
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])

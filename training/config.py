@@ -20,7 +20,7 @@ import gymnasium as gym
 from hydra import compose, initialize_config_dir
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -31,6 +31,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from faults import ConfigError, check_range, closest
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+GROUPS = ("agent", "env", "experiment", "sweep")
+"""The keys that choose files."""
 S = TypeVar("S")
 
 
@@ -183,29 +185,49 @@ def check_overrides(overrides: Sequence[str], catalogue: EnvCatalogue, sweep: bo
         key = override.key_or_group
         if override.is_delete():
             raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
-        choices = [override.value()]
-        if override.is_sweep_override():
-            if not sweep:
-                raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
-            choices = [c.strip("'\"") for c in override.sweep_string_iterator()] if override.is_choice_sweep() else []
-        if key.partition(".")[0] == "hydra":
-            if sweep:
-                continue
+        if override.is_sweep_override() and not sweep:
+            raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
+        if re.match(r"(hydra|sweep)\b", key) and not sweep:
             raise ConfigError(f"'{key}' works with --multirun only")
+        if re.match(r"hydra\b", key):
+            continue
         if override.package is not None or key == "by_family":
             raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, _known_keys())}")
-        if key in ("agent", "env", "experiment"):
-            for choice in choices:
+        if key in GROUPS:
+            for choice in _choices(override):
                 _check_group(key, choice, catalogue)
 
 
-def _check_group(group: str, choice: Any, catalogue: EnvCatalogue) -> None:
+def _choices(override: Override) -> list[Any]:
+    """What an override chooses among, as far as that can be listed.
+
+    Raises:
+        ConfigError: if a pattern matches nothing: there would be no run, and no word about it.
+    """
+    value = override.value()
+    if not override.is_sweep_override():
+        return [value]
+    if not isinstance(value, Glob):
+        return [c.strip("'\"") for c in override.sweep_string_iterator()] if override.is_choice_sweep() else []
+    key = override.key_or_group
+    known = list(_files(key)) + (list(gym.registry) if key == "env" else [])
+    matching = value.filter(known)
+    if not matching:
+        raise ConfigError(f"'{override.input_line}' matches nothing.{closest('', known)}")
+    return matching
+
+
+def _files(group: str) -> dict[str, Path]:
     folder = CONFIG_DIR / group
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+
+
+def _check_group(group: str, choice: Any, catalogue: EnvCatalogue) -> None:
+    files = _files(group)
     if group == "env":  # the files of families have no id
         if not isinstance(choice, str) or not (choice in gym.registry or "id" in _load_yaml(files.get(choice))):
             raise ConfigError(catalogue.unknown_id(str(choice)))
-    elif choice not in files and not (choice is None and group == "experiment"):
+    elif choice not in files and not (choice is None and group in ("experiment", "sweep")):
         raise ConfigError(f"unknown {group} '{choice}'.{closest(str(choice), files)}")
 
 
@@ -270,6 +292,8 @@ def _integral(cls: Any, plain: dict[str, Any]) -> dict[str, Any]:
 
 def hydra_line(error: Exception) -> str:
     """Hydra's and OmegaConf's many-line errors, in one."""
+    if re.search(r"hydra/(sweeper|launcher)", str(error)):
+        return f"{_first_line(error)}; sweepers and launchers come with: pip install -r requirements-sweeps.txt"
     unknown = re.match(r"Could not override '(.+)'", str(error))
     if unknown:
         key = unknown.group(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import learners
 from contract import (
     Advance,
     Agent,
@@ -27,7 +28,7 @@ from contract import (
     Streams,
     VecEnv,
 )
-from faults import CheckpointError, EnvError, NonFiniteError, OutOfMemoryError, StorageError
+from faults import CheckpointError, EnvError, LearnerError, NonFiniteError, OutOfMemoryError, StorageError
 from training import checkpoint
 from training.config import TrainConfig
 from training.evaluation import evaluate, summarise
@@ -96,6 +97,13 @@ class StopSignal:
     def __bool__(self) -> bool:
         return self.received is not None
 
+    def agreed(self) -> bool:
+        """Whether any learner had noted one when they all came to ask."""
+        noted = learners.largest(self.received or 0)
+        if noted and self.received is None:
+            self.received = noted
+        return noted > 0
+
     @property
     def exit_code(self) -> int:
         return 130 if self.received == signal.SIGINT else 143
@@ -110,32 +118,34 @@ class StopSignal:
 def train(
     agent: Agent,
     env: VecEnv,
-    make_env: Callable[[int, str], VecEnv],
+    advance: Advance,
     eval_env: Callable[[], tuple[VecEnv, int | None]],
     config: TrainConfig,
     run: Run,
     stop: StopSignal,
     resume: bool,
-) -> int:
-    """Trains until `config.total_env_steps` or a signal; returns the environment steps done.
+) -> tuple[int, float | None]:
+    """Trains until `config.total_env_steps` or a signal.
 
     Args:
         agent: freshly built.
         env: the training environments.
-        make_env: builds more of them, for agents with workers.
+        advance: the way to train on them.
         eval_env: builds the evaluation environments, and says which time limit it had to impose.
         config: the run's configuration.
         run: where to write.
         stop: noted signals.
         resume: continue from the newest valid checkpoint, if there is one.
+
+    Returns:
+        The environment steps done, and the best mean return of the evaluations, None if there was none.
     """
-    advance = make_advance(agent, env, make_env, config)
     stride = getattr(advance, "stride_env_steps", VECTOR_STEPS_PER_ADVANCE * config.num_envs)
     tally, env_steps, best, written = Tally(), 0, float("-inf"), None
     checkpoint.remove_leftovers(run.checkpoints)
     if resume:
         written = {"metrics_bytes": 0, "env_steps": -1}  # without a checkpoint everything starts again
-        found = newest_valid(run)
+        found = newest_of_all(run)
         if found is not None:
             env_steps, best, written = restore(*found, agent, advance, tally)
     writer = Writer(run.path, config.log.tensorboard, written)
@@ -158,11 +168,11 @@ def train(
     periods = (config.log.every_env_steps, config.eval.every_env_steps, config.checkpoint.every_env_steps)
     live_line = LiveLine(config.total_env_steps, env_steps, config.log.progress)
     with writer, naming_last_checkpoint(run), minding_workers(advance, save), live_line as line:
-        while env_steps < config.total_env_steps and not stop:
+        while env_steps < config.total_env_steps and not stop.agreed():
             events = [(env_steps // p + 1) * p for p in periods if p] + [config.total_env_steps]
             before = env_steps
-            progress = advance(min(min(events) - env_steps, stride))
-            env_steps += progress.env_steps
+            progress = advance(learners.share_of_steps(min(min(events) - env_steps, stride)))
+            env_steps += progress.env_steps * learners.count()
             tally.add(progress.episodes, progress.metrics)
             line.update(env_steps, tally.episode_return)
             last = env_steps >= config.total_env_steps
@@ -171,7 +181,7 @@ def train(
                 frames = float(env_steps * env.spec.frames_per_env_step)
                 row = {"time/fps": speed.read(env_steps), "time/env_steps": float(env_steps), "time/frames": frames}
                 writer.write(env_steps, tally.row() | row)
-            if eval_due and not stop:
+            if eval_due and not stop and learners.rank() == 0:
                 score = evaluate_now(agent, eval_env, config, writer, env_steps, stop)
                 if score is not None and score > best:
                     best = score
@@ -180,15 +190,19 @@ def train(
                 save(must=last)
         if stop and env_steps:
             save(must=True)
-    return env_steps
+    return env_steps, best if best > float("-inf") else None
 
 
 def make_advance(agent: Agent, env: VecEnv, make_env: Callable[[int, str], VecEnv], config: TrainConfig) -> Advance:
-    """The agent's own way to train, or else the usual one."""
+    """The agent's own way to train, or else the usual one; `make_env` builds environments for agents with workers.
+
+    Raises:
+        ConfigError: if the agent cannot share out the environments among its workers.
+    """
     if isinstance(agent, BringsAdvance):
         return agent.advance(env, make_env)
-    generator = Streams(config.seed).torch("policy", device=config.device)
-    policy = agent.policy(Mode("train"), config.num_envs, generator)
+    generator = Streams(config.seed, learners.rank()).torch("policy", device=config.device)
+    policy = agent.policy(Mode("train"), env.spec.num_envs, generator)
     if isinstance(agent, LearnsFromRollouts) and isinstance(env, StepsOnDevice):
         return RolloutInteraction(agent, env, policy, generator)
     return Interaction(agent, env, policy)
@@ -231,7 +245,7 @@ def naming_last_checkpoint(run: Run) -> Iterator[None]:
     """Lets the error line of a run that broke say what is left of it."""
     try:
         yield
-    except (EnvError, NonFiniteError) as error:
+    except (EnvError, LearnerError, NonFiniteError) as error:
         kept = checkpoint.checkpoints(run.checkpoints)
         left = f"the last checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
         raise type(error)(f"{error}; {left}") from error
@@ -302,6 +316,24 @@ def newest_valid(run: Run) -> tuple[Path, State] | None:
     if damaged:
         raise CheckpointError(f"{damaged[0][1]}; {run.path} has no other checkpoint that is whole")
     return None
+
+
+def newest_of_all(run: Run) -> tuple[Path, State] | None:
+    """The newest checkpoint that every learner has, None if one of them has none.
+
+    Raises:
+        CheckpointError: if this learner's checkpoint of that moment is damaged or gone.
+    """
+    found = newest_valid(run)
+    newest = checkpoint.env_steps_of(found[0]) if found else 0
+    common = -learners.largest(-newest)
+    if found is None or common == newest:
+        return found if common else None
+    for path in checkpoint.checkpoints(run.checkpoints):
+        if checkpoint.env_steps_of(path) > common:
+            checkpoint.set_aside(path)  # the run was killed before all had saved it
+    path = run.checkpoints / f"step_{common:09d}"
+    return (path, checkpoint.load(path)[0]) if common else None
 
 
 def finished_env_steps(run: Run, total_env_steps: int) -> int | None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from faults import ConfigError, Fault, OutOfMemoryError, StorageError
+from faults import ConfigError, Fault, Interrupted, OutOfMemoryError, StorageError
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +86,7 @@ def report(command: Callable[[], int], debug: bool) -> int:
     except Fault as fault:
         failure: Fault = fault
     except KeyboardInterrupt:
-        warn("error: interrupted before training or evaluation began; nothing is lost")
-        return 130
+        failure = Interrupted("interrupted before training or evaluation began; nothing is lost")
     except MemoryError:
         failure = OutOfMemoryError("out of memory; lower agent.replay_capacity, agent.batch_size or num_envs")
     except BrokenPipeError:
@@ -104,8 +103,18 @@ def report(command: Callable[[], int], debug: bool) -> int:
         )
     if debug:
         traceback.print_exc()
-    warn(f"error: {' '.join(str(failure).split())}")
+    if _may_speak():
+        warn(f"error: {' '.join(str(failure).split())}")
     return failure.exit_code
+
+
+def _may_speak() -> bool:
+    """Whether no other learner has told yet why the run ends."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    import learners
+
+    return learners.has_last_word()
 
 
 def _discard_stdout() -> None:

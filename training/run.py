@@ -3,6 +3,7 @@
 runs/<env-slug>/<agent>/seed<k>-<time>[-n]/
     config.yaml  command.txt  versions.json  metrics.jsonl  events.out.tfevents.*
     checkpoints/  eval/  videos/
+    learners/<rank>/    what further learners (torchrun) keep of their own: checkpoints, metrics.jsonl
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def learners(self) -> int:
+        """How many learners (torchrun) the run was begun with."""
+        return 1 + len(list(self.path.glob("learners/*")))
+
+    def of_learner(self, rank: int) -> Run:
+        """Where one learner keeps its part of the run's state; number 0 has the run folder itself."""
+        return Run(self.path / "learners" / str(rank)) if rank else self
 
     def config(self) -> dict[str, Any]:
         """The configuration of the run, as plain data: nothing in it is resolved or instantiated.
@@ -130,8 +140,14 @@ def _strings(node: Any) -> Iterator[str]:
         yield node
 
 
-def create_run(parent: str, config: dict[str, Any], agent_name: str) -> Run:
+def create_run(parent: str, config: dict[str, Any], agent_name: str, learners: int = 1) -> Run:
     """Makes a new run folder and records the configuration, the command and the versions in it.
+
+    Args:
+        parent: `run_dir`.
+        config: plain data.
+        agent_name: a level of folders.
+        learners: how many processes will keep state in it.
 
     Raises:
         StorageError: if the folder cannot be written.
@@ -149,7 +165,8 @@ def create_run(parent: str, config: dict[str, Any], agent_name: str) -> Run:
             except FileExistsError:
                 n += 1
                 path = folder / f"{stem}-{n}"
-        (path / "checkpoints").mkdir()
+        for rank in range(learners):
+            Run(path).of_learner(rank).checkpoints.mkdir(parents=True)
         (path / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n")
         (path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
         _write_config(path, config)  # last: a folder that has it is a run

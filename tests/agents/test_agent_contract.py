@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from gymnasium.spaces import Discrete
 
 from agents import load_algorithm
-from contract import Agent, BringsAdvance, Mode, Streams, Task
+from contract import Agent, BringsAdvance, Metrics, Mode, Streams, Task
 from envs import settings as env_settings
 from envs.host import HostVecEnv
 from envs.make import EnvFactory, make_env
@@ -44,11 +46,16 @@ SMALL = {
 ENV_STEPS = 512
 
 
+@functools.cache
+def composed(name: str, env_id: str) -> dict[str, Any]:
+    env_settings.register_environments()
+    return compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *SMALL.get(name, [])], env_settings)
+
+
 class Session:
     """One agent on one environment, built as train.py builds it."""
 
     def __init__(self, name: str, seed: int = 0) -> None:
-        env_settings.register_environments()
         for env_id in ("CartPole-v1", "FrozenLake-v1", "Pendulum-v1"):  # for tables, for continuous actions
             try:
                 return self._build(name, env_id, seed)
@@ -57,7 +64,7 @@ class Session:
         raise refusal
 
     def _build(self, name: str, env_id: str, seed: int) -> None:
-        plain = compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *SMALL.get(name, [])], env_settings)
+        plain = copy.deepcopy(composed(name, env_id))
         config = typed(TrainConfig, plain)
         env_config = typed(env_settings.settings_class(env_id), plain["env"], "env")
         self.streams = Streams(seed)
@@ -97,42 +104,61 @@ def assert_same_state(one: dict[str, Any], two: dict[str, Any]) -> None:
             assert value == second[key], key
 
 
-def numpy_state() -> list[int]:
-    return list(np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002 - the global one is what must not move
+def global_generators() -> dict[str, Any]:
+    numpy_state = np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002 - the global one is what must not move
+    return {"random": random.getstate(), "numpy": list(numpy_state), "torch": torch.get_rng_state().tolist()}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+class Trained(NamedTuple):
+    """An agent that has trained, evaluated and trained on; no test changes it."""
+
+    session: Session
+    env_steps: int
+    metrics: list[Metrics]
+    moved: list[str]
+    """The global random generators that are not what they were before."""
+
+
+@pytest.fixture(scope="module")
+def trained(name: str) -> Trained:
+    before = global_generators()
+    session = Session(name)
+    first = session.advance(ENV_STEPS // 2)
+    session.act()
+    second = session.advance(ENV_STEPS // 2)
+    moved = [kind for kind, state in global_generators().items() if state != before[kind]]
+    return Trained(session, first.env_steps + second.env_steps, [*first.metrics, *second.metrics], moved)
 
 
 def test_every_key_of_the_yaml_is_a_setting_and_every_setting_is_in_the_yaml(name: str) -> None:
     from dataclasses import fields
 
-    env_settings.register_environments()
-    plain = compose_config([f"agent={name}", "env=CartPole-v1"], env_settings)["agent"]
+    plain = composed(name, "CartPole-v1")["agent"]
     settings = load_algorithm(plain["algorithm"]).Settings
     assert set(plain) == {f.name for f in fields(settings)}
 
 
-def test_actions_metrics_and_progress(name: str) -> None:
-    session = Session(name)
-    progress = session.advance(ENV_STEPS)
-    assert progress.env_steps >= ENV_STEPS
+def test_actions_metrics_and_progress(trained: Trained) -> None:
+    session = trained.session
+    assert trained.env_steps >= ENV_STEPS
     actions = session.act()
     space = session.env.spec.action_space
     assert actions.dtype == (torch.int64 if isinstance(space, Discrete) else torch.float32)
     assert actions.shape == (20, 4, *(space.shape or ()))
     assert all(action in space for action in actions.flatten(0, 1).numpy())
-    for metrics in progress.metrics:
+    for metrics in trained.metrics:
         for tag, value in metrics.items():
             assert tag.split("/")[0] in ("train", "rollout", "eval"), tag
             assert np.isfinite(float(value)), tag
 
 
-def test_a_restored_agent_acts_and_saves_the_same(name: str) -> None:
-    session, restored = Session(name), Session(name, seed=1)
-    session.advance(ENV_STEPS)
+def test_a_restored_agent_acts_and_saves_the_same(name: str, trained: Trained) -> None:
+    session, restored = trained.session, Session(name, seed=1)
     state = session.agent.state_dict()
     restored.agent.load_state_dict(state)
     assert torch.equal(session.act(), restored.act())
@@ -142,27 +168,19 @@ def test_a_restored_agent_acts_and_saves_the_same(name: str) -> None:
     assert torch.equal(session.act(), only_acting.act())
 
 
-def test_the_same_seed_gives_the_same_agent_and_evaluating_changes_nothing(name: str) -> None:
-    session = Session(name)
-    session.advance(ENV_STEPS // 2)
-    session.act()
-    session.advance(ENV_STEPS // 2)
+def test_the_same_seed_gives_the_same_agent_and_evaluating_changes_nothing(name: str, trained: Trained) -> None:
     twin = Session(name)
     twin.advance(ENV_STEPS // 2)
     twin.advance(ENV_STEPS // 2)
-    assert_same_state(session.agent.state_dict(), twin.agent.state_dict())
+    assert_same_state(trained.session.agent.state_dict(), twin.agent.state_dict())
 
 
-def test_global_random_generators_are_left_alone(name: str) -> None:
+def test_global_random_generators_are_left_alone(name: str, trained: Trained) -> None:
     if name.startswith("sb3_"):
         pytest.skip("Stable-Baselines3 seeds and uses the global generators")
-    before = (random.getstate(), numpy_state(), torch.get_rng_state())
-    Session(name).advance(ENV_STEPS)
-    assert random.getstate() == before[0]
-    assert numpy_state() == before[1]
-    assert torch.equal(torch.get_rng_state(), before[2])
+    assert not trained.moved
 
 
 def test_each_yaml_names_a_file_of_agents(name: str) -> None:
-    plain = compose_config([f"agent={name}"], env_settings)
+    plain = composed(name, "CartPole-v1")
     assert (Path(CONFIG_DIR).parent / "agents" / f"{plain['agent']['algorithm']}.py").exists()

@@ -194,9 +194,14 @@ def cold(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_finds_the_best_of_a_line_of_actions(name: str) -> None:
     env = host(lambda: Script(lambda a: -((a - BEST) ** 2), 1, True), 4)
-    settings = fast(name, **cold(name), critic_learning_rate=1e-2, learning_starts_env_steps=200)
-    agent = make(name, settings, task(env))
-    train(agent, env, 800)
+    quick = {
+        "critic_learning_rate": 2e-2,
+        "learning_starts_env_steps": 160,
+        "batch_size": 64,
+        "samples_per_env_step": 64,
+    }
+    agent = make(name, fast(name, **cold(name), **quick), task(env))
+    train(agent, env, 520)
     action = agent.policy(Mode("greedy"), 1, torch.Generator()).act(torch.zeros(1, 1), torch.ones(1)).action
     assert float(action) == pytest.approx(BEST, abs=0.15)
     unit = agent._bounds.to_unit(torch.tensor([[BEST]]))
@@ -208,9 +213,9 @@ def test_finds_the_best_of_a_line_of_actions(name: str) -> None:
 def test_only_a_terminal_cuts_the_bootstrap(name: str, length: int, terminal: bool, value: float) -> None:
     """Reward 1 for ever is worth 1 / (1 - 0.8), whatever the time limit; 2.5 if the limit were taken for a terminal."""
     env = host(lambda: Script(lambda a: 1.0, length, terminal), 4)
-    settings = fast(name, **cold(name), gamma=0.8, critic_learning_rate=1e-2, tau=0.2, hidden_sizes=[16])
-    agent = make(name, settings, task(env))
-    train(agent, env, 400)
+    quick = {"critic_learning_rate": 3e-2, "tau": 0.5, "hidden_sizes": [16], "learning_starts_env_steps": 32}
+    agent = make(name, fast(name, **cold(name), gamma=0.8, **quick), task(env))
+    train(agent, env, 150)
     q = agent.critic(torch.zeros(1, 1), torch.zeros(1, 1)).detach().numpy()
     assert q == pytest.approx(value, rel=0.15)
 
@@ -218,9 +223,10 @@ def test_only_a_terminal_cuts_the_bootstrap(name: str, length: int, terminal: bo
 @pytest.mark.parametrize("target", [-1.0, 0.3])
 def test_the_temperature_steers_the_entropy_to_its_target(target: float) -> None:
     env = host(lambda: Script(lambda a: -((a - 1) ** 2), 1, True), 4)
-    settings = fast("sac", temperature=0.5, target_entropy=target, critic_learning_rate=1e-2)
-    agent = make("sac", replace(settings, actor_learning_rate=1e-2, temperature_learning_rate=2e-2), task(env))
-    metrics = train(agent, env, 700)
+    quick = {"critic_learning_rate": 2e-2, "actor_learning_rate": 2e-2, "temperature_learning_rate": 4e-2}
+    settings = fast("sac", temperature=0.5, target_entropy=target, hidden_sizes=[16, 16], **quick)
+    agent = make("sac", settings, task(env))
+    metrics = train(agent, env, 300)
     entropy = np.mean([float(m["train/entropy"]) for m in metrics[-40:]])
     assert entropy == pytest.approx(target, abs=0.2)
 
@@ -394,14 +400,14 @@ def test_training_continues_from_a_checkpoint_bit_for_bit(name: str) -> None:
         return agent, Interaction(agent, env, agent.policy(Mode("train"), 3, Streams(0).torch("policy")))
 
     agent, advance = session()
-    advance(150)
+    advance(99)
     saved = copy.deepcopy((agent.state_dict(), advance.state_dict()))
-    advance(60)
+    advance(30)
     resumed, resumed_advance = session()
     resumed.load_state_dict(saved[0])
     resumed_advance.load_state_dict(saved[1])
-    resumed_advance(60)
-    assert resumed._updates == agent._updates > 100
+    resumed_advance(30)
+    assert resumed._updates == agent._updates > 60
     for net in ("actor", "critic", "target_critic"):
         pairs = zip(getattr(agent, net).parameters(), getattr(resumed, net).parameters(), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)

@@ -103,15 +103,15 @@ ON_POLICY = {
 
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_learns_the_way_across_the_frozen_lake(name: str) -> None:
-    training = Training(name, lake(), 8, 20_000, **OFF_POLICY[name])
-    training.advance(20_000)
+    training = Training(name, lake(), 8, 10_000, **OFF_POLICY[name])
+    training.advance(10_000)
     assert training.agent.inspect().metrics["eval/policy_regret"] < 0.02 * 0.951
 
 
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_learns_the_best_way_to_cross_while_exploring(name: str) -> None:
-    training = Training(name, lake(), 8, 20_000, **EXPLORES_FIRST, **FALLING, **ON_POLICY[name])
-    training.advance(20_000)
+    training = Training(name, lake(), 8, 12_000, **EXPLORES_FIRST, **FALLING, **ON_POLICY[name])
+    training.advance(12_000)
     soft, _ = value_iteration(lake(), 0.99, partial(epsilon_soft_value, epsilon=0.1))
     policy = training.agent.behaviour(np.arange(16))
     assert evaluate_policy(lake(), policy, 0.99)[0] > 0.97 * epsilon_soft_value(soft, 0.1)[0]

@@ -37,10 +37,11 @@ def same(a, b):
 
 @pytest.mark.parametrize(("env_id", "obs"), CASES)
 def test_check_env_of_gymnasium_and_stable_baselines3(env_id, obs):
-    env = make(env_id, obs=obs, render_mode="rgb_array").unwrapped
+    once = obs in ("window", "state")  # what is drawn for people does not depend on what the car senses
+    env = make(env_id, obs=obs, render_mode="rgb_array" if once else None).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SB3 advises to flatten the window
-        check_env(env)
+        check_env(env, skip_render_check=not once)
         check_env_sb3(env)
 
 

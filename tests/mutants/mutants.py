@@ -186,8 +186,8 @@ MUTANTS = [
     Mutant(
         "all environments share one seed (RLlib #46986)",
         "contract.py",
-        "sequence = np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index))",
-        "sequence = np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()),))",
+        "SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index, *own))",
+        "SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *own))",
         ("tests/envs/test_host.py::test_episode_seeds_are_distinct",),
     ),
 ]
