@@ -83,8 +83,8 @@ def pong() -> str:
             "",
             "Ours: one seed each, on one core (A3C's two workers partly on two) that other programs used too, first "
             "evaluation (8 games) at 18 or more; the peers': mean of 20 training games. None with sticky actions. PPO "
-            "and A3C see 42x42 pixels through a small network; DQN's preset, whose policy is in `pretrained/pong`, says "
-            "what it sees. Random play: "
+            "and A3C see 42x42 pixels through a small network; DQN's preset, whose policy is in `pretrained/pong`, "
+            "says what it sees. Random play: "
             f"{evaluation['random_mean_reward']:.2f}.",
             "",
             "![Pong learning curves](benchmarks/results/pong.png)",
