@@ -71,10 +71,9 @@ class Maps:
     """(M,) number of crosswalks."""
     crossing: wp.array3d(dtype=wp.int32)
     """(M, any, 3): cell of the first kerb, difference between neighbouring cells, number of cells on the road."""
-    distance: wp.array2d(dtype=wp.int16)
-    """(M * K, poses): length of the shortest route."""
-    advice: wp.array2d(dtype=wp.uint16)
-    """(M * K, poses): the next manoeuvre (bits 0-1) and the cells before it (the rest), see `routes.manoeuvres`."""
+    route: wp.array2d(dtype=wp.uint32)
+    """(M * K, poses): bits 0-15 length of the shortest route, 16-17 the next manoeuvre on it, the rest the cells before
+    that, see `routes.manoeuvres`. One number, because each look at this table misses the cache."""
 
 
 @wp.struct
@@ -409,6 +408,11 @@ def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, eg
 
 
 @wp.func
+def route_length(route: wp.uint32) -> int:
+    return int(route & wp.uint32(65535))
+
+
+@wp.func
 def potential(distance: int, far: int) -> float:
     """Phi: falls with the length of the shortest route, from 1 at the goal to 0 at `far`."""
     return 1.0 - float(wp.min(distance, far)) / float(far)
@@ -431,7 +435,7 @@ def begin(maps: Maps, state: State, i: int) -> None:
     while k < state.tally.shape[1]:
         state.tally[i, k] = 0
         k += 1
-    state.tally[i, SHORTEST] = int(maps.distance[city * maps.goal.shape[1] + goal, pose])
+    state.tally[i, SHORTEST] = route_length(maps.route[city * maps.goal.shape[1] + goal, pose])
     k = int(0)
     while k < state.taken.shape[1]:
         state.taken[i, k] = wp.uint32(0)
@@ -494,7 +498,7 @@ def step(
     task = state.city[i] * maps.goal.shape[1] + state.goal[i]
     before = float(0.0)
     if rules.shaping > 0.0:
-        before = potential(int(maps.distance[task, state.pose[i]]), rules.far)
+        before = potential(route_length(maps.route[task, state.pose[i]]), rules.far)
 
     push = int(0)
     if rules.drift_chance > 0:
@@ -530,7 +534,7 @@ def step(
     if rules.shaping > 0.0:
         after = float(0.0)
         if not terminal:
-            after = potential(int(maps.distance[task, state.pose[i]]), rules.far)
+            after = potential(route_length(maps.route[task, state.pose[i]]), rules.far)
         reward += rules.shaping * (rules.shaping_gamma * after - before)
     state.episode_return[i] += wp.float64(reward)
     outcome.reward[i] = reward
