@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import MultiDiscrete
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from faults import ConfigError
 
@@ -369,6 +369,26 @@ class Inspectable(Protocol):
     """An agent whose knowledge is a table: it is written and drawn beside each evaluation."""
 
     def inspect(self) -> Inspection: ...
+
+
+class ActionNet(NamedTuple):
+    """The network that a greedy policy goes by, to be looked into or taken elsewhere. It shares the live weights."""
+
+    module: nn.Module
+    """Observations (N, *obs_shape), one argument or a dict of them, -> (N, K). With a memory: observations and state
+    (N, state_dim), zero where an episode starts, -> (N, K) and the next state."""
+    meaning: str
+    """Of the K numbers. values: of the actions; logits: of the actions' probabilities, the largest is taken;
+    action: the action itself, in the environment's units."""
+    state_dim: int = 0
+    """Width of the memory, 0 without one."""
+
+
+@runtime_checkable
+class HasActionNet(Protocol):
+    """An agent whose greedy policy is a network."""
+
+    def action_net(self) -> ActionNet: ...
 
 
 class Streams:

@@ -3,6 +3,7 @@
     python evaluate.py run=latest
     python evaluate.py run=pretrained/pong checkpoint=best episodes=20 video=1 epsilon=0.01 format=json
     python evaluate.py run=latest 'temperatures=[0.01,0.1,1,10]'     # and a curve over softmax temperatures
+    python evaluate.py run=latest explain=true                       # a film of what the policy looks at, and no score
 
 Exit codes are listed in faults.py.
 """
@@ -27,8 +28,11 @@ from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
 if TYPE_CHECKING:
-    from contract import Agent, Mode, Obs, Streams
+    from contract import ActionNet, Agent, Mode, Obs, Streams
     from training.loop import StopSignal
+
+
+EXPLAIN = ("gradient", "grad_cam", "occlusion")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class EvaluateConfig:
     """table, or json: one JSON object alone on standard output."""
     video: int = 0
     """Episodes to film."""
+    explain: str | None = None
+    """Film one episode with what the network answers and looks at, by gradient, grad_cam or occlusion; true: gradient.
+    Nothing is scored then."""
+    explain_env_steps: int = 600
+    """The film ends there at the latest."""
     out: str | None = None
     """Folder for the result and the videos; the run's own eval/ and videos/ if left out."""
     env: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +82,9 @@ class EvaluateConfig:
         check_range("video", self.video, 0, 1000)
         check_range("max_episode_steps", self.max_episode_steps, 1, None)
         check_choice("format", self.format, ("table", "json"))
+        check_range("explain_env_steps", self.explain_env_steps, 1, 100_000)
+        if self.explain is not None:
+            check_choice("explain", self.explain, EXPLAIN)
         if self.checkpoint not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", self.checkpoint):
             raise ConfigError(
                 f"checkpoint must be latest, best or a number of environment steps, got '{self.checkpoint}'"
@@ -103,6 +115,8 @@ def main(arguments: Sequence[str]) -> int:
             if plain[key] is None:
                 raise ConfigError(f"{key}= is empty")
             plain[key] = str(plain[key])
+    if isinstance(plain.get("explain"), bool):
+        plain["explain"] = EXPLAIN[0] if plain["explain"] else None
     config = typed(EvaluateConfig, plain)
     env_settings.register_environments()
     run = find_run(config.run, config.run_dir)
@@ -150,9 +164,12 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     env, cap = new_env(num_envs)
     agent, env_steps = load_agent(trained, run, config, env.spec)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    if config.video:  # first, so that there is something to watch while the score is still being played
+    if config.video or config.explain:  # first, to watch while the score is still being played
         for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
             warn(f"video: {path}")
+    if config.explain:
+        env.close()
+        return 0
     try:
         policy = agent.policy(mode, num_envs, streams.torch("evaluate/policy", device=config.device))
         episodes = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
@@ -305,32 +322,42 @@ def film(
     stamp: str,
     cap: int | None,
 ) -> list[Path]:
-    """Films `config.video` episodes; returns the files."""
+    """Films `config.video` episodes, or the one to explain; returns the files."""
     import torch
 
     from contract import ReadsModel
-    from envs.camera import make_camera, write_video
+    from envs.camera import action_names, make_camera, write_video
     from envs.make import make_env
+    from training.explain import Explainer, Moment, explained_film
 
     if folder is None:
         raise ConfigError("the run is read-only; set out=<folder> for the video")
-    camera, env = make_camera(env_config, streams, "film"), make_env(env_config, 1, streams, "film")
-    paths = []
+    env = make_env(env_config, 1, streams, "film")
+    net = action_net(agent) if config.explain else None
+    explainer = None if net is None or config.explain is None else Explainer(net, env.spec, config.explain)
+    most = min(cap or sys.maxsize, config.explain_env_steps if explainer else sys.maxsize)
+    camera, paths = make_camera(env_config, streams, "film"), []
     try:
         policy = agent.policy(mode, 1, streams.torch("film/policy", device=config.device))
         if isinstance(policy, ReadsModel):
             policy.read_model(env.spec.model)
         obs: Obs = env.reset()
         start = torch.ones(1, dtype=torch.bool)
-        for k in range(config.video):
-            frames, episode = [camera.reset(env.seed_of(0))], None
-            while episode is None and len(frames) <= (cap or sys.maxsize):
+        for k in range(1 if explainer else config.video):
+            frames, moments, episode = [camera.reset(env.seed_of(0))], list[Moment](), None
+            while episode is None and len(frames) <= most:
                 action = policy.act(obs, start).action
+                if explainer is not None:
+                    moments.append(Moment.of(obs, start, action))
                 step = env.step(action)
                 frames.append(camera.step(action[0].numpy()))
                 obs, start = step.obs, step.transition.episode_end
                 episode = step.episodes[0] if step.episodes else None
             name = "cut" if episode is None else f"return{episode.episode_return:g}"
+            if explainer is not None:
+                names = action_names(env_config, env.spec.action_space)
+                frames = explained_film(frames[:-1], explainer(moments), names, explainer)
+                name = f"{explainer.method}-{name}"
             paths.append(folder / f"{stamp}-{k}-{name}.mp4")
             write_video(frames, paths[-1], camera.fps)
             if episode is None:
@@ -339,6 +366,19 @@ def film(
         env.close()
         camera.close()
     return paths
+
+
+def action_net(agent: Agent) -> ActionNet:
+    """The network of the agent's greedy policy.
+
+    Raises:
+        ConfigError: if the policy is none.
+    """
+    from contract import HasActionNet
+
+    if not isinstance(agent, HasActionNet):
+        raise ConfigError("this agent's policy is no network of ours; explain= and export= work with those that are")
+    return agent.action_net()
 
 
 def table(result: dict[str, Any]) -> str:

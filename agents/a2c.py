@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from contract import Acted, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Metrics, Mode, State, Task, Transition
 from faults import check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss, actor_net
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
@@ -113,6 +113,9 @@ class A2C:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)
+
+    def action_net(self) -> ActionNet:
+        return actor_net(self.net, self._distribution)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

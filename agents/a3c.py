@@ -39,9 +39,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contract import Acted, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
+from contract import Acted, ActionNet, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
 from faults import ConfigError, Fault, check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss, actor_net
 from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp, clipped_gradient
@@ -231,6 +231,9 @@ class A3C:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)
+
+    def action_net(self) -> ActionNet:
+        return actor_net(self.net, self._distribution)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         raise AssertionError("the workers store what they see")

@@ -24,7 +24,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_range
 from memory.q_policy import QPolicy
 from networks.heads import DuelingQHead, QHead
@@ -174,6 +174,9 @@ class DeepSarsa:
             return q
 
         return QPolicy(values, lambda q: epsilon_greedy_action(q, self.epsilon, generator), mode, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

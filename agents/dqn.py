@@ -43,7 +43,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.prioritized import PrioritizedReplay
 from memory.q_policy import QPolicy
@@ -306,6 +306,9 @@ class DQN:
                 return q
 
         return QPolicy(values, lambda q: epsilon_greedy_action(q, self.epsilon, generator), mode, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

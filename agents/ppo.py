@@ -39,9 +39,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from contract import Acted, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Metrics, Mode, State, Task, Transition
 from faults import check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_net
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
@@ -198,6 +198,9 @@ class PPO:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)
+
+    def action_net(self) -> ActionNet:
+        return actor_net(self.net, self._distribution)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

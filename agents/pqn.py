@@ -23,7 +23,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, NonFiniteError, check_choice, check_range
 from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
@@ -214,6 +214,9 @@ class PQN:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         return QPolicy(self.q_net, mode, self._epsilon, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

@@ -26,7 +26,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.q_policy import choose_action
 from memory.replay import ReplaySettings
@@ -113,6 +113,18 @@ class RecurrentHead(nn.Module):
         """Features (N, D) and state (N, state_dim) -> action values (N, A) and next state."""
         output, state = self.core(features, state)
         return self.q(output), state
+
+
+class RecurrentQNet(nn.Module):
+    """Backbone and head as one step: observation (N, *obs_shape) and state -> action values (N, A) and next state."""
+
+    def __init__(self, q_net: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone, self.head = q_net
+
+    def forward(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        values: tuple[Tensor, Tensor] = self.head(self.backbone(obs), state)
+        return values
 
 
 def head_of(q_net: nn.Sequential) -> RecurrentHead:
@@ -239,6 +251,9 @@ class R2D2:
         if mode.name == "sample":
             raise ConfigError("agent=r2d2 has no stochastic policy of its own; use epsilon=<x> or temperature=<x>")
         return RecurrentQPolicy(self, mode, num_envs, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(RecurrentQNet(self.q_net), "values", head_of(self.q_net).core.state_dim)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Batch, Metrics, Mode, State, Task, Transition
 from faults import check_range
-from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings
+from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings, InEnvUnits
 from memory.replay import Replay
 from networks.backbones import make_backbone
 from networks.continuous import Critic, GaussianActor, polyak_update
@@ -209,6 +209,9 @@ class SAC:
 
     def _warming_up(self) -> bool:
         return self._env_steps < self._settings.learning_starts_env_steps
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(InEnvUnits(self.actor, self._mode, self._bounds), "action")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         unit_action = self._bounds.to_unit(transition.action)

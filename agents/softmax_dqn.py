@@ -32,7 +32,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.q_policy import QPolicy
 from memory.replay import Replay, ReplaySettings
@@ -171,6 +171,9 @@ class SoftmaxDQN:
             return q
 
         return QPolicy(values, lambda q: boltzmann_action(q, self.temperature, generator), mode, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Batch, Metrics, Mode, State, Task, Transition
 from faults import check_range
-from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings
+from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings, InEnvUnits
 from memory.replay import Replay
 from networks.backbones import make_backbone
 from networks.continuous import Critic, DeterministicActor, polyak_update
@@ -158,6 +158,9 @@ class TD3:
 
     def _warming_up(self) -> bool:
         return self._env_steps < self._settings.learning_starts_env_steps
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(InEnvUnits(self.actor, self.actor, self._bounds), "action")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         unit_action = self._bounds.to_unit(transition.action)

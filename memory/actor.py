@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from contract import Acted, Mode, Obs, State, to_device
+from contract import Acted, ActionNet, Mode, Obs, State, to_device
 from faults import ConfigError
 from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
@@ -73,6 +73,29 @@ class ActorCriticPolicy:
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
         self._state.copy_(state["state"])
+
+
+class ActorNet(nn.Module):
+    """What the greedy policy of an actor-critic network goes by: logits, or the continuous action itself."""
+
+    def __init__(self, net: Any, distribution: ActionDistribution) -> None:
+        super().__init__()
+        self.net, self._distribution = net, distribution
+
+    def forward(self, obs: Any, state: Tensor | None = None) -> Any:
+        """(N, *obs_shape), and with a recurrent core (N, state_dim) -> (N, K), and with a core the next state."""
+        features = self.net.backbone(obs)
+        if state is not None:
+            features, state = self.net.core(features, state)
+        parameters = self.net.distribution(features)
+        if self.net.log_std is not None:
+            parameters = self._distribution.to_action(self._distribution.mode(parameters))
+        return parameters if state is None else (parameters, state)
+
+
+def actor_net(net: Any, distribution: ActionDistribution) -> ActionNet:
+    """The `ActionNet` of an agent with an actor-critic network."""
+    return ActionNet(ActorNet(net, distribution), "logits" if net.log_std is None else "action", net.state_dim)
 
 
 class Experience(NamedTuple):

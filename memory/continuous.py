@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from torch import Tensor
+from torch import Tensor, nn
 
 from contract import Acted, EnvSpec, Mode, Obs, State
 from faults import ConfigError, check_range
@@ -99,6 +99,17 @@ def _has_width(space: Box) -> bool:
     with np.errstate(over="ignore"):
         width = space.high.astype(np.float32) - space.low.astype(np.float32)
     return bool((np.isfinite(width) & (width > 0)).all())
+
+
+class InEnvUnits(nn.Module):
+    """The best action as the environment takes it: (N, *obs_shape) -> (N, action_dim)."""
+
+    def __init__(self, actor: nn.Module, best: Callable[[Tensor], Tensor], bounds: ActionBounds) -> None:
+        super().__init__()
+        self.actor, self._best, self._bounds = actor, best, bounds
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self._bounds.to_env(self._best(obs))
 
 
 class ContinuousPolicy:

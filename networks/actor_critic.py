@@ -138,7 +138,7 @@ class ActorCritic(nn.Module):
         if self.core is not None:
             features, state = self.core(features, state.masked_fill(episode_start[:, None], 0.0))
         own = features if self.value_backbone is None else self.value_backbone(obs)
-        return self._distribution(features), self.value_head(own).squeeze(-1), state
+        return self.distribution(features), self.value_head(own).squeeze(-1), state
 
     def unroll(self, obs: Obs, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T steps of N environments: the same numbers as T calls of `forward`, and gradients through time.
@@ -158,9 +158,10 @@ class ActorCritic(nn.Module):
             unrolled, state = self.core.unroll(features.view(*steps, -1), state, episode_start)
             features = unrolled.flatten(0, 1)
         own = features if self.value_backbone is None else self.value_backbone(flat)
-        return self._distribution(features).view(*steps, -1), self.value_head(own).view(steps), state
+        return self.distribution(features).view(*steps, -1), self.value_head(own).view(steps), state
 
-    def _distribution(self, features: Tensor) -> Tensor:
+    def distribution(self, features: Tensor) -> Tensor:
+        """Features (N, D) -> the distribution's parameters (N, ...)."""
         mean: Tensor = self.policy_head(features)
         return mean if self.log_std is None else torch.cat([mean, self.log_std.expand_as(mean)], dim=-1)
 

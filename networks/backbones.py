@@ -117,10 +117,10 @@ class OneHot(Backbone):
 
     def index(self, obs: Tensor) -> Tensor:
         """Where the ones are: (N, K) int64."""
-        return obs.reshape(len(obs), -1) + self.offset
+        return obs.reshape(obs.shape[0], -1) + self.offset
 
     def forward(self, obs: Tensor) -> Tensor:
-        return torch.zeros(len(obs), self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)
+        return torch.zeros(obs.shape[0], self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)
 
 
 class OneHotLinear(nn.EmbeddingBag):
@@ -147,7 +147,7 @@ class Flatten(Backbone):
         self.scale = scale
 
     def forward(self, obs: Tensor) -> Tensor:
-        flat = obs.reshape(len(obs), self.out_dim).float()
+        flat = obs.reshape(obs.shape[0], self.out_dim).float()
         return flat if self.scale == 1.0 else flat * self.scale
 
 
