@@ -109,11 +109,11 @@ def _train(
     name = config.data["source"]
     say(f"images: {name}")
     parts = load_parts(config, source)
-    _, total = count_updates(len(parts[0]), config)
+    learner = build(config, parts, device)
+    _, total = count_updates(learner.num_images, config)
     if run is not None and (updates := finished_env_steps(run, total)):
         say(f"{short(run.path)} is finished: {updates:,} of {total:,} updates are done")
         return 0
-    learner = build(config, parts, device)
     plain = plain | {"resume": None, "torch_threads": torch.get_num_threads(), "device": str(device)}
     verb, resume = ("training" if run is None else "resuming"), run is not None
     if run is None:

@@ -22,6 +22,8 @@ from training.config import CONFIG_DIR, check_override, hydra_line, parse_overri
 
 VISION_DIR = CONFIG_DIR / "vision"
 OPTIMIZERS = ("sgd", "adam", "adamw")
+FILMS = ("atari_ram",)
+"""Sets whose groups are films: their images follow each other."""
 ATTACKS = ("none", "fgsm", "pgd")
 
 
@@ -66,8 +68,6 @@ class LearnConfig:
     """One of `networks.backbones.BACKBONES`."""
     backbone_init: str | None = None
     """A run folder, or latest: begin with the weights of its backbone, be it a classifier's or an agent's."""
-    backbone_freeze: bool = False
-    """Never change the backbone: only the linear heads learn, which makes them a linear probe of it."""
     center_pixels: bool = False
     """Subtract the mean image of the training set (or that of `backbone_init`) from every image."""
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
@@ -129,6 +129,8 @@ class LearnConfig:
 class TrainConfig(LearnConfig):
     """The keys of `vision.train`."""
 
+    backbone_freeze: bool = False
+    """Never change the backbone: only the linear heads learn, which makes them a linear probe of it."""
     label_smoothing: float = 0.0
     """Part of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
     huber_delta: float | None = 0.05
@@ -148,6 +150,20 @@ class TrainConfig(LearnConfig):
         check_choice("adversary", self.adversary, ATTACKS)
         check_range("adversary_epsilon", self.adversary_epsilon, 0, 255)
         check_range("adversary_steps", self.adversary_steps, 1, 10_000)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(LearnConfig):
+    """The keys of `vision.pretrain`."""
+
+    distance: int = 1
+    """The partner of an image comes so many images later."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("distance", self.distance, 1, 1_000_000)
+        if self.data["source"] not in FILMS:
+            raise ConfigError(f"pretraining needs a film, images that follow each other: data={' or '.join(FILMS)}")
 
 
 def compose_config(command: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     A head with one label, or with amounts, is linear in the backbone's features. A head with a label for each cell of a
     grid over the image is linear in what the backbone's feature map shows in that cell, with the same weights for all
     cells. A feature vector may have lost the places (a ResNet's is a mean over them), and weights from every feature to
-    every cell would outnumber the backbone's. Where a map is coarser than the grid, cells side by side see the same.
+    every cell would outnumber the backbone's.
     """
 
     def __init__(self, backbone: Backbone, image_shape: Sequence[int], outputs: Mapping[str, Head]) -> None:
@@ -50,6 +50,9 @@ class Classifier(nn.Module):
             backbone: images -> features.
             image_shape: channels, height and width of the images.
             outputs: what the heads say, by name.
+
+        Raises:
+            ConfigError: if a feature map is coarser than the cells that are to be read from it.
         """
         super().__init__()
         self.backbone = backbone
@@ -63,9 +66,7 @@ class Classifier(nn.Module):
                 self.heads[name] = nn.Linear(backbone.out_dim, head.num_outputs)
 
     def forward(self, images: Tensor) -> Outputs:
-        backbone: Any = self.backbone
-        feature_map = backbone.feature_map(images) if self._reads_map else None
-        features = backbone(images)
+        features, feature_map = see(self.backbone, images) if self._reads_map else (self.backbone(images), None)
         answers = {}
         for name, head in self.outputs.items():
             layer = self.heads[name]
@@ -84,6 +85,11 @@ class CellHead(nn.Module):
         super().__init__()
         channels, height, width = map_shape
         rows, columns = head.shape
+        if height < rows or width < columns:
+            raise ConfigError(
+                f"the backbone's feature map of {height}x{width} places is coarser than the {rows}x{columns} cells that "
+                "have labels; use another backbone, or larger images"
+            )
         self.register_buffer("down", cell_means(height, rows), persistent=False)
         self.register_buffer("across", cell_means(width, columns), persistent=False)
         self.linear = nn.Linear(channels, len(head.names))
@@ -100,6 +106,12 @@ def cell_means(size: int, cells: int) -> Tensor:
     point = torch.arange(size, dtype=torch.float64)
     covered = (torch.minimum(edges[1:, None], point + 1) - torch.maximum(edges[:-1, None], point)).clamp(min=0)
     return (covered * cells / size).float()
+
+
+def see(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, out_dim) and feature map (B, channels, height, width) of images."""
+    feature_map = backbone.feature_map(images)
+    return backbone.pool(feature_map), feature_map
 
 
 def map_shape(backbone: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,6 +133,12 @@ def make_image_backbone(config: LearnConfig, image_shape: Sequence[int], seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make_backbone(config.backbone, space, config.hidden_sizes, config.center_pixels)
+
+
+def mean_image(images: Tensor) -> Tensor:
+    """(M, C, H, W) uint8 -> (C, H, W) float32."""
+    total = torch.stack([part.sum(dim=0, dtype=torch.int64) for part in torch.split(images, 1024)]).sum(dim=0)
+    return total.float() / len(images)
 
 
 def make_classifier(
@@ -271,15 +289,20 @@ def amount_loss(predicted: Tensor, target: Tensor, scale: float, delta: float | 
     return each.sum() / labelled.sum().clamp(min=1)
 
 
-def losses(outputs: Outputs, targets: Mapping[str, Tensor], heads: Mapping[str, Head], config: TrainConfig) -> Outputs:
-    """The loss of each head, (). What is minimised is their sum."""
-    found = {}
-    for name, head in heads.items():
-        if isinstance(head, Classes):
-            found[name] = class_loss(outputs[name], targets[name], config.label_smoothing)
-        else:
-            found[name] = amount_loss(outputs[name], targets[name], head.scale, config.huber_delta)
-    return found
+def losses(
+    outputs: Outputs,
+    targets: Mapping[str, Tensor],
+    heads: Mapping[str, Head],
+    smoothing: float = 0.0,
+    delta: float | None = None,
+) -> dict[str, Tensor]:
+    """The loss of each head, (); what is minimised is their sum. See `class_loss` and `amount_loss`."""
+    return {
+        name: class_loss(outputs[name], targets[name], smoothing)
+        if isinstance(head, Classes)
+        else amount_loss(outputs[name], targets[name], head.scale, delta)
+        for name, head in heads.items()
+    }
 
 
 # --- predicting ---------------------------------------------------------------------------------------------------

@@ -26,14 +26,14 @@ class Learner(Protocol):
     """What learns: a network, its loss on a batch, and what to tell about it."""
 
     num_images: int
-    """Of the training set."""
+    """That it learns from."""
 
     def parameters(self) -> list[Tensor]:
         """The weights that learn."""
         ...
 
     def loss(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The loss () of the training images `index` (B,), and metrics of it."""
+        """The loss () of the images `index` (B,) of these, and metrics of it."""
         ...
 
     def validate(self, writer: Writer, updates: int) -> float:

@@ -20,14 +20,14 @@ COLUMNS = 6
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 
-def confusion_figure(confusion: Tensor, names: Sequence[str]) -> Figure:
+def confusion_figure(confusion: Tensor | Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """The share of each true class (row) that is called by each name (column); counts are written into the cells.
 
     Args:
         confusion: (K, K) counts.
         names: K.
     """
-    counts = confusion.numpy()
+    counts = np.asarray(confusion)
     of_class = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.42 * min(len(names), NUMBERED_CLASSES)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -91,7 +91,7 @@ def examples_picture(data: ImageData, outputs: Mapping[str, Tensor]) -> NDArray[
     return _pixels(examples_figure(data, outputs))
 
 
-def draw_confusion(confusion: Tensor, names: Sequence[str], path: Path) -> None:
+def draw_confusion(confusion: Tensor | Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
     """Writes `confusion_figure` as a file; the suffix names the format."""
     confusion_figure(confusion, names).savefig(path, dpi=120)
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PGD_STEPS = 10
+"""Of the attack that classifiers are evaluated with."""
 Loss = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) float32 -> a loss (), a sum or mean over the images."""
 
@@ -106,3 +108,13 @@ def uphill(loss: Loss, images: Tensor) -> Tensor:
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(loss(x), x)
     return gradient
+
+
+CHANGES: dict[str, Callable[[Tensor, float, Loss, torch.Generator], Tensor]] = {
+    "noise": lambda images, deviation, loss, generator: add_noise(images, deviation, generator),
+    "blur": lambda images, radius, loss, generator: blur(images, radius),
+    "brightness": lambda images, amount, loss, generator: brighten(images, amount),
+    "fgsm": lambda images, epsilon, loss, generator: fgsm(loss, images, epsilon),
+    "pgd": lambda images, epsilon, loss, generator: pgd(loss, images, epsilon, PGD_STEPS, generator),
+}
+"""All of them as functions of images, strength, the attacked loss and a generator."""

@@ -51,7 +51,7 @@ class Supervised:
         self.classifier.train()
         self.classifier.backbone.train(not self._config.backbone_freeze)  # else its normalisation would go on learning
         outputs = self._outputs(images)
-        each = losses(outputs, targets, self.classifier.outputs, self._config)
+        each = self._losses(outputs, targets)
         parts: Metrics = {f"train/loss_{name}": loss.detach() for name, loss in each.items()} if len(each) > 1 else {}
         return torch.stack(list(each.values())).sum(), parts | self._accuracies(outputs, targets)
 
@@ -59,6 +59,9 @@ class Supervised:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.bfloat16):
             outputs: Outputs = self.classifier(images)
         return outputs
+
+    def _losses(self, outputs: Outputs, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        return losses(outputs, targets, self.classifier.outputs, self._config.label_smoothing, self._config.huber_delta)
 
     def _attacked(self, images: Tensor, targets: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """The images as an adversary would have them, who knows the network as it predicts."""
@@ -68,8 +71,7 @@ class Supervised:
         self.classifier.eval()
 
         def loss(changed: Tensor) -> Tensor:
-            each = losses(self._outputs(changed), targets, self.classifier.outputs, c)
-            return torch.stack(list(each.values())).sum()
+            return torch.stack(list(self._losses(self._outputs(changed), targets).values())).sum()
 
         if c.adversary == "fgsm":
             return fgsm(loss, images, c.adversary_epsilon)
@@ -87,7 +89,7 @@ class Supervised:
     def validate(self, writer: Writer, updates: int) -> float:
         data, heads = self._validation, self.classifier.outputs
         outputs = predict(self.classifier, data.images)
-        each = losses(outputs, data.targets, heads, self._config)
+        each = self._losses(outputs, data.targets)
         row = {"eval/loss": float(sum(each.values()))}
         for name, head in heads.items():
             if isinstance(head, Amounts):
