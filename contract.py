@@ -395,6 +395,15 @@ class Streams:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index)))
 
 
+class Donor(NamedTuple):
+    """A run whose backbone another one begins with."""
+
+    origin: str
+    """Its checkpoint and its kind of backbone, for error lines and records."""
+    tensors: Mapping[str, Tensor]
+    """Its policy, by name."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What an agent is built for."""
@@ -404,3 +413,5 @@ class Task:
     """Length of the training run, for schedules that span it."""
     device: torch.device
     streams: Streams
+    donor: Donor | None = None
+    """Whose backbone to begin with; None to draw all weights, or because a checkpoint brings them."""

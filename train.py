@@ -133,12 +133,15 @@ def _train(
     from envs.make import EnvFactory, make_env
     from training.loop import check_memory, finished_env_steps, train
     from training.process import choose_device
+    from training.transfer import find_donor, keep_donor
 
     if run is not None and (env_steps := finished_env_steps(run, config.total_env_steps)):
         say(f"{_short(run.path)} is finished: {env_steps:,} of {config.total_env_steps:,} steps are done")
         return 0
     algorithm = load_algorithm(str(config.agent.get("algorithm")))
     agent_config = typed(algorithm.Settings, config.agent, "agent")
+    begins_with = getattr(agent_config, "backbone_init", None)
+    donor = None if begins_with is None else find_donor(begins_with, config.run_dir, run)
     eval_mode = Mode.parse(config.eval.mode)
     device = choose_device(config.device)
     config = replace(config, device=str(device))
@@ -146,7 +149,7 @@ def _train(
     stepped = 1 if getattr(algorithm, "STEPS_THE_MODEL", False) else config.num_envs
     env = make_env(env_config, stepped, streams, "train")
     try:
-        task = Task(replace(env.spec, num_envs=config.num_envs), config.total_env_steps, device, streams)
+        task = Task(replace(env.spec, num_envs=config.num_envs), config.total_env_steps, device, streams, donor)
         agent = algorithm.make_agent(agent_config, task)
         agent.policy(eval_mode, config.eval.num_envs, streams.torch("eval/policy", device=device))  # can it do that?
         check_memory(agent.memory_bytes, "the replay")
@@ -163,6 +166,9 @@ def _train(
             if agent.memory_bytes:
                 say(f"replay: {agent.memory_bytes / 1e9:.2f} GB when full")
             say(f"run folder: {_short(run.path)}")
+            if donor is not None:
+                keep_donor(run, donor)
+                say(f"backbone of {donor.origin}{', frozen' if agent_config.backbone_freeze else ''}")
             capped, cap = env_settings.with_step_cap(
                 env_config, config.eval.max_episode_steps, env.spec.max_episode_steps
             )

@@ -113,7 +113,7 @@ def make_agent(settings: Settings, task: Task) -> A3C:
         raise ConfigError(f"agent=a3c learns in processes on the CPU, not on {task.device}; set device=cpu")
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space)
+        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space, task.donor)
     return A3C(settings, net, make_distribution(task.spec.action_space, settings.gaussian, task.device), task)
 
 
@@ -339,14 +339,14 @@ class A3CAdvance:
         obs, episode_start = env.reset(), torch.ones(env.spec.num_envs, dtype=torch.bool)
         image, taken, episodes = MeanImage(), 0, list[Episode]()
         while taken < agent.settings.learning_starts_env_steps:
-            if agent.settings.center_pixels:
+            if agent.settings.measures_mean_image:
                 assert isinstance(obs, Tensor)
                 image.add(obs)
             transition, obs, ended = env.step(policy.act(obs, episode_start).action)
             episode_start = transition.episode_end | ~transition.valid
             taken += int(transition.valid.sum())
             episodes += ended
-        if agent.settings.center_pixels:
+        if agent.settings.measures_mean_image:
             agent.net.center(image.mean)
         agent.env_steps = taken
         self._progress = Progress(taken, episodes, [])

@@ -84,7 +84,11 @@ def make_agent(settings: Settings, task: Task) -> DeepSarsa:
         )
     head = DuelingQHead if settings.dueling else QHead
     q_net = make_q_net(
-        settings, task.spec.observation_space, lambda width: head(width, int(space.n)), task.streams.seed("network")
+        settings,
+        task.spec.observation_space,
+        lambda width: head(width, int(space.n)),
+        task.streams.seed("network"),
+        donor=task.donor,
     )
     return DeepSarsa(settings, q_net, task)
 
@@ -189,7 +193,7 @@ class DeepSarsa:
         s = self._settings
         steps = Transition(*(torch.stack(parts) for parts in zip(*self._rows[:-1], strict=True)))
         assert isinstance(steps.obs, Tensor)
-        if s.center_pixels and not self.learner.updates:
+        if s.measures_mean_image and not self.learner.updates:
             self.learner.center_pixels(steps.obs.float().mean(dim=(0, 1)))
         target = sarsa_returns(
             self.q_net, self.target_q_net, steps, self._rows[-1].action, self.epsilon, s, self._generator

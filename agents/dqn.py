@@ -128,6 +128,7 @@ def make_agent(settings: Settings, task: Task) -> DQN:
         lambda width: make_head(s, width, int(space.n)),
         task.streams.seed("network"),
         s.noisy_sigma if s.noisy else None,
+        task.donor,
     )
     generator = task.streams.numpy("replay")
     replay: Replay | PrioritizedReplay
@@ -314,7 +315,7 @@ class DQN:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

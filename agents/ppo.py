@@ -127,7 +127,7 @@ def make_agent(settings: Settings, task: Task) -> PPO:
     """
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space)
+        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space, task.donor)
     distribution = make_distribution(task.spec.action_space, settings.gaussian, task.device)
     return PPO(settings, net.to(task.device), distribution, task)
 
@@ -213,7 +213,7 @@ class PPO:
         return metrics
 
     def _warm_up(self) -> Metrics:
-        if self._settings.center_pixels:
+        if self._settings.measures_mean_image:
             self._mean_image.add(self.rollout.obs)
             if self._env_steps >= self._settings.learning_starts_env_steps:
                 self.net.center(self._mean_image.mean)

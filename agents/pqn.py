@@ -29,6 +29,7 @@ from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
 from networks.heads import QHead
 from networks.optimizer import load_optimizer_state, optimizer_state
+from networks.transfer import begin_backbone
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 from rules.returns import lambda_returns
 from rules.schedules import linear_schedule
@@ -64,6 +65,10 @@ class Settings:
     """Learn from rewards times this; reported returns stay raw."""
     backbone: str = "auto"
     """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns. With a linear head, a linear probe."""
     layer_norm: bool = True
     """Normalise every hidden layer. Without it nothing holds the values back."""
     bfloat16: bool = False
@@ -113,6 +118,7 @@ def make_agent(settings: Settings, task: Task) -> PQN:
             layer_norm=settings.layer_norm,
         )
         q_net = nn.Sequential(backbone, QHead(backbone.out_dim, int(space.n)))
+    begin_backbone(backbone, settings.backbone, task.donor, settings.backbone_freeze)
     return PQN(settings, q_net.to(task.device), task)
 
 

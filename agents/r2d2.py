@@ -96,7 +96,7 @@ def make_agent(settings: Settings, task: Task) -> R2D2:
         assert core is not None
         return RecurrentHead(core, (DuelingQHead if s.dueling else QHead)(core.out_dim, num_actions))
 
-    q_net = make_q_net(s, spec.observation_space, make_memory, task.streams.seed("network"))
+    q_net = make_q_net(s, spec.observation_space, make_memory, task.streams.seed("network"), donor=task.donor)
     state_dim = head_of(q_net).core.state_dim
     replay = SequenceReplay(s.replay_capacity, spec, length, state_dim, task.streams.numpy("replay"))
     return R2D2(s, q_net, replay, task)
@@ -248,7 +248,7 @@ class R2D2:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

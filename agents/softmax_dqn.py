@@ -96,7 +96,11 @@ def make_agent(settings: Settings, task: Task) -> SoftmaxDQN:
         )
     head = DuelingQHead if s.dueling else QHead
     q_net = make_q_net(
-        s, task.spec.observation_space, lambda width: head(width, int(space.n)), task.streams.seed("network")
+        s,
+        task.spec.observation_space,
+        lambda width: head(width, int(space.n)),
+        task.streams.seed("network"),
+        donor=task.donor,
     )
     replay = Replay(s.replay_capacity, task.spec, s.gamma, s.n_step, task.streams.numpy("replay"))
     return SoftmaxDQN(s, q_net, replay, task)
@@ -177,7 +181,7 @@ class SoftmaxDQN:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from faults import ConfigError, check_choice, check_range
 from networks.backbones import ACTIVATIONS, BACKBONES, CNN, MLP, Backbone, make_backbone
 from networks.recurrent import CORES, Core, make_core
+from networks.transfer import Donor, begin_backbone
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -24,6 +25,10 @@ class NetworkSettings:
 
     backbone: str = "auto"
     """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns. With a linear head, a linear probe."""
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
     """Layer widths of the mlp."""
     activation: str = "tanh"
@@ -55,6 +60,11 @@ class NetworkSettings:
             raise ConfigError(
                 f"agent.core={self.core} is fed by one backbone: agent.shared_backbone must be true or null"
             )
+
+    @property
+    def measures_mean_image(self) -> bool:
+        """Whether the image to subtract is still to be found; a given backbone brings its own."""
+        return self.center_pixels and self.backbone_init is None
 
 
 class ActorCritic(nn.Module):
@@ -176,7 +186,10 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
 
 
 def make_actor_critic(
-    settings: NetworkSettings, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+    settings: NetworkSettings,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    donor: Donor | None = None,
 ) -> ActorCritic:
     """Builds an actor-critic network from the keys of an agent.
 
@@ -184,9 +197,10 @@ def make_actor_critic(
         settings: the keys.
         observation_space: see `make_backbone`.
         action_space: Discrete, or Box with one axis.
+        donor: whose backbone to begin with, for policy and value.
 
     Raises:
-        ConfigError: if a space cannot be read.
+        ConfigError: if a space cannot be read, or the backbone is not the donor's.
     """
     if not isinstance(action_space, Discrete) and not (isinstance(action_space, Box) and len(action_space.shape) == 1):
         raise ConfigError(f"actions must be Discrete or a Box with one axis, not {action_space}")
@@ -206,4 +220,8 @@ def make_actor_critic(
     shared = settings.shared_backbone
     if shared is None:
         shared = core is not None or not isinstance(backbone, MLP)
-    return ActorCritic(backbone, core, action_space, None if shared else build())
+    net = ActorCritic(backbone, core, action_space, None if shared else build())
+    for each in (net.backbone, net.value_backbone):
+        if each is not None:
+            begin_backbone(each, settings.backbone, donor, settings.backbone_freeze)
+    return net
