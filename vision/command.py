@@ -17,13 +17,14 @@ from vision.config import VISION_DIR, LearnConfig, compose_config
 if TYPE_CHECKING:
     import torch
 
+    from contract import Donor
     from training.loop import StopSignal
     from vision.data import ImageData, Source
     from vision.loop import Learner
 
 C = TypeVar("C", bound=LearnConfig)
-Build = Callable[[C, "list[ImageData]", "torch.device"], "Learner"]
-"""Keys; images for training, validation and test; device -> what learns."""
+Build = Callable[[C, "list[ImageData]", "torch.device", "Donor | None"], "Learner"]
+"""Keys; images for training, validation and test; device; whose backbone to begin with -> what learns."""
 
 MAY_CHANGE_ON_RESUME = ("checkpoint", "log", "validate_every_epochs")
 
@@ -102,14 +103,16 @@ def _train(
 
     from training.loop import finished_env_steps
     from training.process import choose_device
+    from training.transfer import find_donor, keep_donor
     from vision.loop import count_updates, fit
 
     device = choose_device(config.device)
     config = replace(config, device=str(device))
-    name = config.data["source"]
+    init, name = config.backbone_init, config.data["source"]
+    donor = None if init is None else find_donor(init, config.run_dir, run, "backbone_init")
     say(f"images: {name}")
     parts = load_parts(config, source)
-    learner = build(config, parts, device)
+    learner = build(config, parts, device, donor)
     _, total = count_updates(learner.num_images, config)
     if run is not None and (updates := finished_env_steps(run, total)):
         say(f"{short(run.path)} is finished: {updates:,} of {total:,} updates are done")
@@ -126,6 +129,9 @@ def _train(
             f"(training / validation / test), {total:,} updates, seed {config.seed}, {device}"
         )
         say(f"run folder: {short(run.path)}")
+        if donor is not None:
+            keep_donor(run, donor)
+            say(f"backbone of {donor.origin}")
         updates = fit(learner, config, device, run, stop, resume)
     if stop:
         kept = "saved; continue" if updates else "nothing is saved; begin"

@@ -39,7 +39,7 @@ def info_nce(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         key: (P, B, D): of each query the one with the same p and i.
 
     Returns:
-        The loss (), which is log B where nothing is known, and the share () of queries that score their own key highest.
+        The loss (), log B where nothing is known, and the share () of queries that score their own key highest.
     """
     places, batch, _ = query.shape
     scores = torch.bmm(query, key.transpose(1, 2)).float()  # (P, B, B)

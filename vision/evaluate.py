@@ -119,6 +119,8 @@ def usage() -> str:
 
 def evaluate(run: Run, config: EvaluateConfig) -> int:
     """Prints and stores the figures of a run; returns the exit code."""
+    import torch
+
     from training.process import choose_device
     from vision.command import load_parts, make_source
     from vision.learner import load_classifier, load_config, predict
@@ -144,7 +146,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> int:
         "data_seed": trained.data_seed,
         "part": config.part,
         "num_images": len(data),
-        "num_groups": len(data.group.unique()),
+        "num_groups": len(torch.unique(data.group)),
         "checkpoint_updates": updates,
         "heads": heads,
         "robustness": robustness(classifier, data, config) if config.robustness_images else [],
@@ -240,7 +242,7 @@ def robustness(classifier: Classifier, data: ImageData, config: EvaluateConfig) 
     for name, strength in wanted:
         generator = Streams(config.seed).torch(f"{name}/{strength:g}", device=device)
         changed = []
-        for index in torch.arange(len(some)).split(config.batch_size):
+        for index in torch.split(torch.arange(len(some)), config.batch_size):
             part = some.take(index)
             targets = {head: target.to(device) for head, target in part.targets.items()}
 

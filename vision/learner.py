@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from contract import State
+from contract import Donor, State
 from faults import CheckpointError, ConfigError
-from networks.backbones import Backbone, make_backbone
+from networks.backbones import CNN, Backbone, make_backbone
+from networks.transfer import begin_backbone
 from training import checkpoint
 from training.config import typed
 from training.process import warn
@@ -87,8 +88,8 @@ class CellHead(nn.Module):
         rows, columns = head.shape
         if height < rows or width < columns:
             raise ConfigError(
-                f"the backbone's feature map of {height}x{width} places is coarser than the {rows}x{columns} cells that "
-                "have labels; use another backbone, or larger images"
+                f"the backbone's feature map of {height}x{width} places is coarser than the {rows}x{columns} cells "
+                "that have labels; use another backbone, or larger images"
             )
         self.register_buffer("down", cell_means(height, rows), persistent=False)
         self.register_buffer("across", cell_means(width, columns), persistent=False)
@@ -124,7 +125,7 @@ def map_shape(backbone: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def make_image_backbone(config: LearnConfig, image_shape: Sequence[int], seed: int) -> Backbone:
-    """The backbone that a configuration describes; its first weights are a function of `seed` alone.
+    """The backbone that a configuration describes; its weights are a function of `seed` alone.
 
     Raises:
         ConfigError: if the backbone cannot read images of this shape.
@@ -133,6 +134,25 @@ def make_image_backbone(config: LearnConfig, image_shape: Sequence[int], seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make_backbone(config.backbone, space, config.hidden_sizes, config.center_pixels)
+
+
+def begin(backbone: Backbone, config: LearnConfig, images: Tensor, donor: Donor | None, freeze: bool) -> None:
+    """Gives a backbone what it begins with: a donor's weights, or the mean image if it is to subtract one.
+
+    Args:
+        backbone: freshly built.
+        config: the keys.
+        images: (M, C, H, W) uint8 to learn from.
+        donor: whose backbone to begin with, if any.
+        freeze: whether the weights are to stay as they are.
+
+    Raises:
+        ConfigError: if the donor's backbone does not fit.
+    """
+    begin_backbone(backbone, config.backbone, donor, freeze, "backbone_init")
+    if config.center_pixels and donor is None:
+        assert isinstance(backbone, CNN)
+        backbone.center(mean_image(images))
 
 
 def mean_image(images: Tensor) -> Tensor:

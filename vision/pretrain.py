@@ -21,6 +21,7 @@ from vision.config import PretrainConfig
 if TYPE_CHECKING:
     import torch
 
+    from contract import Donor
     from vision.contrastive import Contrastive
     from vision.data import ImageData
 
@@ -29,17 +30,18 @@ def main(arguments: Sequence[str]) -> int:
     return run_command("pretrain", PretrainConfig, build, arguments)
 
 
-def build(config: PretrainConfig, parts: list[ImageData], device: torch.device) -> Contrastive:
+def build(config: PretrainConfig, parts: list[ImageData], device: torch.device, donor: Donor | None) -> Contrastive:
     """What learns: a backbone, and what tells whether two images are partners."""
     import torch
 
     from contract import Streams
     from vision.contrastive import Contrastive, SpatioTemporal
-    from vision.learner import make_image_backbone
+    from vision.learner import begin, make_image_backbone
 
     train, validation, _ = parts
     shape, seed = tuple(train.images.shape[1:]), Streams(config.seed).seed("network")
     backbone = make_image_backbone(config, shape, seed)
+    begin(backbone, config, train.images, donor, freeze=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         net = SpatioTemporal(backbone, shape)

@@ -20,6 +20,7 @@ from vision.config import TrainConfig
 if TYPE_CHECKING:
     import torch
 
+    from contract import Donor
     from vision.data import ImageData
     from vision.supervised import Supervised
 
@@ -28,15 +29,16 @@ def main(arguments: Sequence[str]) -> int:
     return run_command("train", TrainConfig, build, arguments)
 
 
-def build(config: TrainConfig, parts: list[ImageData], device: torch.device) -> Supervised:
+def build(config: TrainConfig, parts: list[ImageData], device: torch.device, donor: Donor | None) -> Supervised:
     """What learns: a classifier with a head for everything that the images are labelled with."""
     from contract import Streams
-    from vision.learner import make_classifier
+    from vision.learner import begin, make_classifier
     from vision.supervised import Supervised
 
     train, validation, _ = parts
     seed = Streams(config.seed).seed("network")
     classifier = make_classifier(config, train.images.shape[1:], train.heads, seed)
+    begin(classifier.backbone, config, train.images, donor, config.backbone_freeze)
     return Supervised(classifier, train, validation, config, device)
 
 
