@@ -10,6 +10,7 @@ code meaning
 5    storage: full, read-only, permission, directory gone
 6    non-finite numbers
 7    out of memory
+8    data set missing or damaged
 130  interrupted (SIGINT), checkpoint saved
 143  terminated (SIGTERM, SIGHUP), checkpoint saved
 ==== =============================================================
@@ -61,6 +62,12 @@ class OutOfMemoryError(Fault):
     """What was asked for does not fit into memory."""
 
     exit_code = 7
+
+
+class DataError(Fault):
+    """A data set is missing, damaged or not what it should be."""
+
+    exit_code = 8
 
 
 def closest(word: str, known: Iterable[str]) -> str:

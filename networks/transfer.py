@@ -13,7 +13,9 @@ Donor = tuple[str, Mapping[str, Tensor]]
 """A run: what to call it in an error line, and the tensors of its policy by name (`contract.Donor`)."""
 
 
-def begin_backbone(backbone: Backbone, kind: str, donor: Donor | None, freeze: bool) -> None:
+def begin_backbone(
+    backbone: Backbone, kind: str, donor: Donor | None, freeze: bool, key: str = "agent.backbone_init"
+) -> None:
     """Gives a backbone its first weights, in place, and says whether they may change.
 
     Args:
@@ -22,6 +24,7 @@ def begin_backbone(backbone: Backbone, kind: str, donor: Donor | None, freeze: b
         kind: what `agent.backbone` says, for the error line.
         donor: whose backbone to begin with, None to keep the weights as they are.
         freeze: no gradient ever reaches the weights. They then cost no backward pass either.
+        key: that named the donor, for the error line.
 
     Raises:
         ConfigError: one line with both sides, if the donor has no such backbone, or one of other shapes.
@@ -33,9 +36,7 @@ def begin_backbone(backbone: Backbone, kind: str, donor: Donor | None, freeze: b
         if donor is not None:
             origin, tensors = donor
             if reason := misfit(part, tensors):
-                raise ConfigError(
-                    f"agent.backbone_init: the backbone of {origin} does not fit this agent's ({kind}): {reason}"
-                )
+                raise ConfigError(f"{key}: the backbone of {origin} does not fit the one here ({kind}): {reason}")
             place = place_of(part, tensors)
             part.load_state_dict({name: tensors[f"{place}{name}"] for name in part.state_dict()})
         if freeze:
@@ -64,7 +65,7 @@ def misfit(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     for name in [*own, *there]:
         sizes = [tuple(side[name].shape) if name in side else None for side in (there, own)]
         if sizes[0] != sizes[1]:
-            hint = "; agent.center_pixels must be the same" if name.endswith("pixel_mean") else ""
+            hint = "; center_pixels must be the same" if name.endswith("pixel_mean") else ""
             texts = ["missing" if size is None else f"of shape {size}" for size in sizes]
             return f"{name} is {texts[0]} there and {texts[1]} here{hint}"
     return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -181,22 +181,43 @@ def check_overrides(overrides: Sequence[str], catalogue: EnvCatalogue, sweep: bo
     """
     for override in parse_overrides(overrides):
         key = override.key_or_group
-        if override.is_delete():
-            raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
-        choices = [override.value()]
-        if override.is_sweep_override():
-            if not sweep:
-                raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
-            choices = [c.strip("'\"") for c in override.sweep_string_iterator()] if override.is_choice_sweep() else []
-        if key.partition(".")[0] == "hydra":
-            if sweep:
-                continue
-            raise ConfigError(f"'{key}' works with --multirun only")
-        if override.package is not None or key == "by_family":
+        choices = check_override(override, sweep, _known_keys)
+        if key == "by_family":
             raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, _known_keys())}")
         if key in ("agent", "env", "experiment"):
             for choice in choices:
                 _check_group(key, choice, catalogue)
+
+
+def check_override(override: Override, sweep: bool, known_keys: Callable[[], Iterable[str]]) -> list[Any]:
+    """Refuses an override that sets no key of the configuration.
+
+    Args:
+        override: one `key=value`.
+        sweep: whether it may have several values, and set Hydra's own keys.
+        known_keys: all keys, for the error line.
+
+    Returns:
+        The values that it asks for.
+
+    Raises:
+        ConfigError: naming the override.
+    """
+    key = override.key_or_group
+    if override.is_delete():
+        raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
+    choices = [override.value()]
+    if override.is_sweep_override():
+        if not sweep:
+            raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
+        choices = [c.strip("'\"") for c in override.sweep_string_iterator()] if override.is_choice_sweep() else []
+    if key.partition(".")[0] == "hydra":
+        if not sweep:
+            raise ConfigError(f"'{key}' works with --multirun only")
+        return []
+    if override.package is not None:
+        raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, known_keys())}")
+    return choices
 
 
 def _check_group(group: str, choice: Any, catalogue: EnvCatalogue) -> None:
@@ -268,15 +289,20 @@ def _integral(cls: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def hydra_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's many-line errors, in one."""
+def hydra_line(error: Exception, known_keys: Callable[[], Iterable[str]] | None = None) -> str:
+    """Hydra's and OmegaConf's many-line errors, in one.
+
+    Args:
+        error: theirs.
+        known_keys: what there is besides an unknown key; by default the keys of `train.py`.
+    """
     unknown = re.match(r"Could not override '(.+)'", str(error))
     if unknown:
         key = unknown.group(1)
         if re.search(r"(^|\.)kwargs(\.|$)", key):  # free-form: the constructor knows its arguments
             free = f"+{key.split('kwargs')[0]}kwargs.<name>=<value>"
             return f"'{key}' has no such argument yet; add it with '+', as in {free}"
-        return f"unknown key '{key}'.{closest(key, _known_keys())}"
+        return f"unknown key '{key}'.{closest(key, (known_keys or _known_keys)())}"
     return _first_line(error)
 
 

@@ -17,13 +17,14 @@ from training.run import Run, find_run
 FOLDER = "backbone_init"
 
 
-def find_donor(which: str, run_dir: str, run: Run | None) -> Donor:
+def find_donor(which: str, run_dir: str, run: Run | None, key: str = "agent.backbone_init") -> Donor:
     """The policy whose backbone a run begins with.
 
     Args:
         which: the donor's run folder, or latest.
         run_dir: where latest is looked for.
         run: the run that begins, if its folder exists already: its own copy counts.
+        key: that names the donor, for the error line.
 
     Raises:
         ConfigError: if there is no such run, or it has no checkpoint.
@@ -35,12 +36,13 @@ def find_donor(which: str, run_dir: str, run: Run | None) -> Donor:
     try:
         found = find_run(which, run_dir)
     except CheckpointError as error:
-        raise ConfigError(f"agent.backbone_init: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
     paths = checkpoint.checkpoints(found.checkpoints) or checkpoint.checkpoints(found.checkpoints, "best")
     if not paths:
-        raise ConfigError(f"agent.backbone_init: {found.path} has no checkpoint yet")
+        raise ConfigError(f"{key}: {found.path} has no checkpoint yet")
     state, _ = checkpoint.load(paths[0], groups=("policy",))
-    kind = found.config()["agent"].get("backbone", "its own")
+    config = found.plain()
+    kind = config.get("agent", config).get("backbone", "its own")  # an agent's run or a classifier's
     return Donor(f"{paths[0]} ({kind})", flat(state["policy"]))
 
 
