@@ -63,7 +63,8 @@ class Settings:
     reward_scale: float = 1.0
     """Learn from rewards times this; reported returns stay raw."""
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
     layer_norm: bool = True
     """Normalise every hidden layer. Without it nothing holds the values back."""
     bfloat16: bool = False

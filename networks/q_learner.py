@@ -33,7 +33,8 @@ class QLearnerSettings:
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
     center_pixels: bool = False
     """Subtract the mean image of the steps before learning starts from every image."""
     bfloat16: bool = False
