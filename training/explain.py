@@ -90,8 +90,7 @@ class Explainer:
         if not isinstance(space, Box) or len(space.shape) not in (1, 3) or _is_codes(space):
             raise ConfigError(f"explain needs images or numbers; {spec.env_id} shows {space}")
         self._image, self._high = len(space.shape) == 3, float(space.high.max())
-        cnns = [module for module in net.module.modules() if hasattr(module, "feature_map")]
-        self._cnn = cnns[0] if cnns else None
+        self._cnn = next((module for module in net.module.modules() if hasattr(module, "feature_map")), None)
         if (method == "grad_cam" and self._cnn is None) or (method == "occlusion" and not self._image):
             others = [name for name in METHODS if name == "gradient" or (name == "occlusion" and self._image)]
             raise ConfigError(

@@ -53,7 +53,7 @@ def grad_cam(cnn: nn.Module, score: Score, images: Tensor) -> Tensor:
         Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
 
     Args:
-        cnn: has `feature_map`, images -> (N, K, h, w), and `pool`, which makes its features of that map.
+        cnn: a backbone for images: has `feature_map`, images -> (N, K, h, w), and `read`, that map -> features.
         score: calls `cnn` on the images that it is given, once.
         images: (N, C, H, W).
 
@@ -64,8 +64,8 @@ def grad_cam(cnn: nn.Module, score: Score, images: Tensor) -> Tensor:
 
     def look(module: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
         maps.append(module.feature_map(*inputs).detach().requires_grad_())  # type: ignore[operator]
-        pooled: Tensor = module.pool(maps[0])  # type: ignore[operator]
-        return pooled
+        read: Tensor = module.read(maps[0])  # type: ignore[operator]
+        return read
 
     hook = cnn.register_forward_hook(look)
     try:

@@ -37,11 +37,11 @@ class Features(nn.Module):
     def feature_map(self, image: Tensor) -> Tensor:
         return self.last(self.first(image.float() / 255).relu())
 
-    def pool(self, feature_map: Tensor) -> Tensor:
+    def read(self, feature_map: Tensor) -> Tensor:
         return feature_map.relu().mean((2, 3))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.pool(self.feature_map(image))
+        return self.read(self.feature_map(image))
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ def test_grad_cam_shows_the_channel_that_counts() -> None:
         def feature_map(self, image: Tensor) -> Tensor:
             return nn.functional.avg_pool2d(image, 4)
 
-        def pool(self, feature_map: Tensor) -> Tensor:
+        def read(self, feature_map: Tensor) -> Tensor:
             return feature_map.mean((2, 3))
 
         def forward(self, image: Tensor) -> Tensor:
-            return self.pool(self.feature_map(image))
+            return self.read(self.feature_map(image))
 
     image = torch.zeros(1, 2, 8, 8)
     image[0, 0, :4, :4] = 8.0  # speaks for the score, 3 / 4 of each place
