@@ -24,7 +24,8 @@ class NetworkSettings:
     """The `agent.*` keys of every agent with an actor-critic network."""
 
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
     backbone_init: str | None = None
     """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
     backbone_freeze: bool = False
@@ -173,8 +174,7 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
         Saxe, McClelland and Ganguli 2014, arXiv:1312.6120.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
-        assert module.bias is not None
-        weights, biases = [module.weight], [module.bias]
+        weights, biases = [module.weight], [] if module.bias is None else [module.bias]
     elif isinstance(module, nn.RNNCellBase):
         weights, biases, gain = [module.weight_ih, module.weight_hh], [module.bias_ih, module.bias_hh], 1.0
     else:

@@ -34,7 +34,8 @@ class QLearnerSettings:
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
     backbone_init: str | None = None
     """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
     backbone_freeze: bool = False
