@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from faults import ConfigError
 from training.config import parse_overrides, typed
@@ -23,40 +23,45 @@ if TYPE_CHECKING:
     from vision.loop import Learner
 
 C = TypeVar("C", bound=LearnConfig)
-Build = Callable[[C, "list[ImageData]", "torch.device", "Donor | None"], "Learner"]
-"""Keys; images for training, validation and test; device; whose backbone to begin with -> what learns."""
 
 MAY_CHANGE_ON_RESUME = ("checkpoint", "log", "validate_every_epochs")
 
 
-def run_command(command: str, config_class: type[C], build: Build[C], arguments: Sequence[str]) -> int:
-    """One run, new or resumed; returns the exit code.
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """What distinguishes the two."""
 
-    Args:
-        command: train or pretrain.
-        config_class: of its keys.
-        build: makes what learns.
-        arguments: of the command line.
-    """
+    name: str
+    """train or pretrain."""
+    config_class: type[C]
+    """Of its keys."""
+    build: Callable[[C, list[ImageData], torch.device, Donor | None], Learner]
+    """Keys; images for training, validation and test; device; whose backbone to begin with -> what learns."""
+    then: str
+    """What to do with a finished run; its folder comes next."""
+
+
+def run_command(command: Command[C], arguments: Sequence[str]) -> int:
+    """One run, new or resumed; returns the exit code."""
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         if not set(flags) & {"-h", "--help"}:
             raise ConfigError(f"cannot read '{flags[0]}': write key=value, e.g. data=cifar10 epochs=10")
-        say((VISION_DIR / f"{command}.yaml").read_text().rstrip())
+        say((VISION_DIR / f"{command.name}.yaml").read_text().rstrip())
         return 0
-    plain = compose_config(command, arguments)
+    plain = compose_config(command.name, arguments)
     run = None
     if plain["resume"] is not None:
-        run = find_run(str(plain["resume"]), str(plain["run_dir"]), f"python -m vision.{command}")
+        run = find_run(str(plain["resume"]), str(plain["run_dir"]), f"python -m vision.{command.name}")
         plain = _resumed(run, plain, arguments)
-    config = typed(config_class, plain)
+    config = typed(command.config_class, plain)
     source = make_source(config)
     prepare(config.torch_threads)
 
     from training.loop import StopSignal  # from here on imports take a second or two
 
     with StopSignal() as stop:
-        return _train(command, plain, config, source, build, run, stop)
+        return _train(command, plain, config, source, run, stop)
 
 
 def make_source(config: LearnConfig) -> Source:
@@ -97,7 +102,7 @@ def _resumed(run: Run, plain: dict[str, Any], overrides: Sequence[str]) -> dict[
 
 
 def _train(
-    command: str, plain: dict[str, Any], config: C, source: Source, build: Build[C], run: Run | None, stop: StopSignal
+    command: Command[C], plain: dict[str, Any], config: C, source: Source, run: Run | None, stop: StopSignal
 ) -> int:
     import torch
 
@@ -112,7 +117,7 @@ def _train(
     donor = None if init is None else find_donor(init, config.run_dir, run, "backbone_init")
     say(f"images: {name}")
     parts = load_parts(config, source)
-    learner = build(config, parts, device, donor)
+    learner = command.build(config, parts, device, donor)
     _, total = count_updates(learner.num_images, config)
     if run is not None and (updates := finished_env_steps(run, total)):
         say(f"{short(run.path)} is finished: {updates:,} of {total:,} updates are done")
@@ -135,9 +140,9 @@ def _train(
         updates = fit(learner, config, device, run, stop, resume)
     if stop:
         kept = "saved; continue" if updates else "nothing is saved; begin"
-        warn(f"stopped at {updates:,} updates, {kept} with: python -m vision.{command} resume={short(run.path)}")
+        warn(f"stopped at {updates:,} updates, {kept} with: python -m vision.{command.name} resume={short(run.path)}")
         return stop.exit_code
-    say(f"done: {updates:,} updates; see how good it is with: python -m vision.evaluate run={short(run.path)}")
+    say(f"done: {updates:,} updates; {command.then}{short(run.path)}")
     return 0
 
 

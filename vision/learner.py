@@ -112,7 +112,7 @@ def cell_means(size: int, cells: int) -> Tensor:
 def see(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features (B, out_dim) and feature map (B, channels, height, width) of images."""
     feature_map = backbone.feature_map(images)
-    return backbone.pool(feature_map), feature_map
+    return backbone.read(feature_map), feature_map
 
 
 def map_shape(backbone: Any, image_shape: Sequence[int]) -> tuple[int, ...]:

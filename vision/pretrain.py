@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from training.process import report
-from vision.command import run_command
+from vision.command import Command, run_command
 from vision.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    return run_command("pretrain", PretrainConfig, build, arguments)
+    then = "see what it sees with: python -m vision.train backbone_freeze=true backbone_init="
+    return run_command(Command("pretrain", PretrainConfig, build, then), arguments)
 
 
 def build(config: PretrainConfig, parts: list[ImageData], device: torch.device, donor: Donor | None) -> Contrastive:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from training.process import report
-from vision.command import run_command
+from vision.command import Command, run_command
 from vision.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    return run_command("train", TrainConfig, build, arguments)
+    then = "see how good it is with: python -m vision.evaluate run="
+    return run_command(Command("train", TrainConfig, build, then), arguments)
 
 
 def build(config: TrainConfig, parts: list[ImageData], device: torch.device, donor: Donor | None) -> Supervised:

@@ -115,7 +115,7 @@ def test_the_straight_runs_learned_something(straight: dict[str, Path]) -> None:
     for command, folder in straight.items():
         found = [row["eval/loss"] for row in rows(folder) if "eval/loss" in row]
         assert len(found) == 3, command
-        assert found[-1] < 0.97 * found[0], command
+        assert found[-1] < 0.98 * found[0], command
         assert newest(folder)["learner"]["optimizer"]["0"]["exp_avg"].abs().sum() > 0
 
 
@@ -158,14 +158,14 @@ def test_every_way_to_train_learns_and_resumes(tmp_path: Path, overrides: tuple[
 
 
 def test_adversarial_training_is_harder_to_fool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An attack of 40 of 255 on squares that are 200 brighter than the ground: nothing need be lost."""
+    """An attack of 70 of 255 leaves squares of at least 130 on a ground of at most 109: nothing need be lost."""
     fooled = {}
     for adversary in ("none", "fgsm"):
         parent = tmp_path / adversary
-        options = ("epochs=12", "learning_rate=3e-3", f"adversary={adversary}", "adversary_epsilon=40")
+        options = ("epochs=12", "learning_rate=3e-3", f"adversary={adversary}", "adversary_epsilon=70")
         assert run("train", *COMMANDS["train"][2], *options, f"run_dir={parent}") == 0
         capsys.readouterr()
-        result = evaluated(only_run(parent), capsys, "epsilon=[40]", "noise=[]", "blur=[]", "brightness=[]")
+        result = evaluated(only_run(parent), capsys, "epsilon=[70]", "noise=[]", "blur=[]", "brightness=[]")
         (attacked,) = [row for row in result["robustness"] if row["change"] == "pgd"]
         fooled[adversary] = 1 - attacked["accuracy"]["row"]["value"]
     assert fooled["fgsm"] < 0.5 * fooled["none"]

@@ -20,6 +20,9 @@ class Toy:
     """Films of eight images: the square goes from place to place. Some labels are missing."""
 
     num_films: int = 30
+    size: int = 24
+    """Height and width; a place is a third of it."""
+    channels: int = 1
 
     def load(self, seed: int) -> ImageData:
         generator = torch.Generator().manual_seed(seed)
@@ -28,11 +31,12 @@ class Toy:
         place = ((start + moment) % 9).flatten()
         row, column = place // 3, place % 3
         count = len(place)
-        images = torch.randint(0, 40, (count, 1, 24, 24), generator=generator)
-        y, x = torch.arange(24)[None, :, None] // 8, torch.arange(24)[None, None, :] // 8
+        third = self.size // 3
+        images = torch.randint(0, 40, (count, self.channels, self.size, self.size), generator=generator)
+        y, x = torch.arange(self.size)[None, :, None] // third, torch.arange(self.size)[None, None, :] // third
         images[:, 0] += 200 * ((y == row[:, None, None]) & (x == column[:, None, None]))
         cells = torch.nn.functional.one_hot(place, 9).reshape(-1, 3, 3)
-        centre = torch.stack([8 * row + 3.5, 8 * column + 3.5], dim=1)
+        centre = torch.stack([row, column], dim=1) * third + third / 2
         row, cells = row.clone(), cells.clone()
         row[::7], cells[:, 2, 2], centre[::5, 0] = MISSING, MISSING, float("nan")
         return ImageData(
