@@ -22,8 +22,8 @@ from contract import Acted, ActionNet, Batch, Metrics, Mode, State, Task, Transi
 from faults import check_range
 from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings, InEnvUnits
 from memory.replay import Replay
-from networks.backbones import make_backbone
-from networks.continuous import Critic, DeterministicActor, polyak_update
+from networks.backbones import Backbone
+from networks.continuous import Critic, DeterministicActor, make_encoder, polyak_update
 from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from rules.targets import clipped_double_q_target, smoothed_action
 
@@ -58,10 +58,14 @@ def make_agent(settings: Settings, task: Task) -> TD3:
     """
     bounds = ActionBounds(task.spec, "td3", task.device)
     space, sizes = task.spec.observation_space, settings.hidden_sizes
+
+    def encoder() -> Backbone:
+        return make_encoder(settings.backbone, space, task.donor, settings.backbone_freeze)
+
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        actor = DeterministicActor(make_backbone("auto", space, []), sizes, bounds.action_dim)
-        critic = Critic(make_backbone("auto", space, []), sizes, bounds.action_dim, count=2)
+        actor = DeterministicActor(encoder(), sizes, bounds.action_dim)
+        critic = Critic(encoder(), sizes, bounds.action_dim, count=2)
     replay = Replay(settings.replay_capacity, task.spec, settings.gamma, 1, task.streams.numpy("replay"))
     return TD3(settings, actor.to(task.device), critic.to(task.device), bounds, replay, task)
 

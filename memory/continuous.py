@@ -31,8 +31,15 @@ class ContinuousSettings:
     """Until then actions are uniformly random and nothing is learned."""
     tau: float = 0.005
     """How far the target networks move towards the networks at each of their updates, in (0, 1]."""
+    backbone: str = "auto"
+    """What reads images before the hidden layers of actor and critics, for each of them: auto (nature_cnn), or another
+    one of networks/backbones.py. Other observations need none."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns."""
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    """Layer widths of actor and critics. Images are read by a Nature CNN before them."""
+    """Layer widths of actor and critics."""
 
     def __post_init__(self) -> None:
         check_range("agent.gamma", self.gamma, 0, 1)

@@ -173,7 +173,7 @@ class Labels:
         things = np.zeros(shown.shape, np.int64)
         goal = state["goal"][:, None]
         things[shown == tables.goal[city, goal]] = GOAL
-        advice = tables.advice[city * tables.goal.shape[1] + goal, state["pose"][:, None]].astype(np.int64)
+        advice = (tables.route[city * tables.goal.shape[1] + goal, state["pose"][:, None]] >> 16).astype(np.int64)
         far = ROWS_AHEAD - (advice >> 2)
         row, column = np.divmod(np.arange(CELLS * CELLS), CELLS)
         things[((advice & 3) > 1) & (row == far) & (column == CELLS // 2)] = ARROW
