@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs import settings as env_settings
 from faults import CheckpointError, ConfigError, check_choice, check_range
-from training.config import typed
+from training.config import EXPORTS, SALIENCY_METHODS, typed
 from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from contract import ActionNet, Agent, EnvSpec, Episode, Mode, Obs, Policy, Streams, VecEnv
     from training.loop import StopSignal
-
-
-EXPLAIN = ("gradient", "grad_cam", "occlusion")
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,10 @@ class EvaluateConfig:
         check_choice("format", self.format, ("table", "json"))
         check_range("explain_env_steps", self.explain_env_steps, 1, 100_000)
         if self.explain is not None:
-            check_choice("explain", self.explain, EXPLAIN)
+            check_choice("explain", self.explain, SALIENCY_METHODS)
         check_range("export_observations", self.export_observations, 2, 10_000_000)
         if self.export is not None:
-            check_choice("export", self.export, ("onnx", "onnx_int8"))
+            check_choice("export", self.export, EXPORTS)
         if self.checkpoint not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", self.checkpoint):
             raise ConfigError(
                 f"checkpoint must be latest, best or a number of environment steps, got '{self.checkpoint}'"
@@ -127,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
                 raise ConfigError(f"{key}= is empty")
             plain[key] = str(plain[key])
     if isinstance(plain.get("explain"), bool):
-        plain["explain"] = EXPLAIN[0] if plain["explain"] else None
+        plain["explain"] = SALIENCY_METHODS[0] if plain["explain"] else None
     config = typed(EvaluateConfig, plain)
     env_settings.register_environments()
     run = find_run(config.run, config.run_dir)

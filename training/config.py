@@ -31,6 +31,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from faults import ConfigError, check_range, closest
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+SALIENCY_METHODS = ("gradient", "grad_cam", "occlusion")
+"""What `explain=` chooses from (training/saliency.py); true is the first."""
+EXPORTS = ("onnx", "onnx_int8")
+"""What `export=` chooses from (training/export.py)."""
 S = TypeVar("S")
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from contract import ActionNet, EnvSpec, Obs, to_device
 from faults import ConfigError
-from training.saliency import METHODS, grad_cam, gradient, occlusion
+from training.config import SALIENCY_METHODS
+from training.saliency import grad_cam, gradient, occlusion
 
 HEIGHT, BAR_WIDTH, MARGIN = 420, 300, 16
 INK, PAPER, ACCENT, FAINT = (236, 239, 241), (28, 32, 38), (255, 90, 54), (84, 92, 102)
@@ -74,7 +75,7 @@ class Explainer:
         Args:
             net: the policy's network.
             spec: of the environments, one of which is explained.
-            method: one of `METHODS`.
+            method: one of `SALIENCY_METHODS`.
 
         Raises:
             ConfigError: if the method has nothing to work on.
@@ -92,7 +93,7 @@ class Explainer:
         self._image, self._high = len(space.shape) == 3, float(space.high.max())
         self._cnn = next((module for module in net.module.modules() if hasattr(module, "feature_map")), None)
         if (method == "grad_cam" and self._cnn is None) or (method == "occlusion" and not self._image):
-            others = [name for name in METHODS if name == "gradient" or (name == "occlusion" and self._image)]
+            others = [name for name in SALIENCY_METHODS if name == "gradient" or (name == "occlusion" and self._image)]
             raise ConfigError(
                 f"explain={method} needs a CNN on images, which this agent has not; use explain={' or '.join(others)}"
             )

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-METHODS = ("gradient", "grad_cam", "occlusion")
 Score = Callable[[Tensor], Tensor]
 """(N, *shape) -> (N,)."""
 

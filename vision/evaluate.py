@@ -3,6 +3,9 @@
     python -m vision.evaluate run=latest
     python -m vision.evaluate run=runs/vision/cifar10/resnet/seed0-... checkpoint=best robustness_images=0 format=json
 
+    python -m vision.evaluate run=latest explain=grad_cam       # a picture of what it looks at, and no figures
+    python -m vision.evaluate run=latest export=onnx            # the classifier for machines without torch
+
 For every label: accuracy with a 95 % interval, precision and recall of each class, a picture of the confusion matrix.
 For every amount: mean absolute error, and the share within some distances. Then the same figures in noise, out of
 focus, in other light and under attack. Exit codes are listed in faults.py.
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faults import CheckpointError, ConfigError, check_choice, check_range
-from training.config import typed
+from training.config import EXPORTS, SALIENCY_METHODS, typed
 from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vision.data import Head, ImageData
-    from vision.learner import Classifier
+    from vision.learner import Classifier, Outputs
     from vision.measures import Share
 
 PARTS = ("training", "validation", "test")
@@ -65,6 +68,13 @@ class EvaluateConfig:
     """Of noise and attacks."""
     format: str = "table"
     """table, or json: one JSON object alone on standard output."""
+    explain: str | None = None
+    """Draw what the classifier looks at, by gradient, grad_cam or occlusion; true: gradient. Nothing is scored then."""
+    explain_images: int = 12
+    """How many images."""
+    export: str | None = None
+    """onnx: write the classifier as export/classifier.onnx, checked against torch; onnx_int8: and classifier_int8.onnx
+    with weights of eight bits, and the figures of both. Nothing else is scored."""
     out: str | None = None
     """Folder for the result and the pictures; the run's own eval/ if left out."""
     device: str = "cpu"
@@ -77,6 +87,11 @@ class EvaluateConfig:
         check_range("robustness_images", self.robustness_images, 0, None)
         check_range("batch_size", self.batch_size, 1, 1_000_000)
         check_range("seed", self.seed, 0, 2**31 - 1)
+        if self.explain is not None:
+            check_choice("explain", self.explain, SALIENCY_METHODS)
+        check_range("explain_images", self.explain_images, 1, 100)
+        if self.export is not None:
+            check_choice("export", self.export, EXPORTS)
         for name in ("within", "noise", "blur", "epsilon"):
             for value in getattr(self, name):
                 check_range(name, value, 0, None)
@@ -103,6 +118,8 @@ def main(arguments: Sequence[str]) -> int:
     for key in ("run", "checkpoint"):
         if key in plain:
             plain[key] = str(plain[key])
+    if isinstance(plain.get("explain"), bool):
+        plain["explain"] = SALIENCY_METHODS[0] if plain["explain"] else None
     config = typed(EvaluateConfig, plain)
     run = find_run(config.run, config.run_dir, "python -m vision.train")
     prepare(config.torch_threads)
@@ -137,7 +154,11 @@ def evaluate(run: Run, config: EvaluateConfig) -> int:
         raise CheckpointError(f"{run.path / 'config.yaml'}: {error}") from None
     if data.heads != classifier.outputs:
         raise CheckpointError(f"{run.path} was trained on other labels than '{trained.data['source']}' has now")
+    if config.explain:
+        return explain(classifier, data, config, folder)
     outputs = predict(classifier, data.images, config.batch_size)
+    if config.export:
+        return export(classifier, outputs, data, config, run)
     heads = {name: figures(head, outputs[name], data, name, config.within) for name, head in data.heads.items()}
     result: dict[str, Any] = {
         "run": str(run.path),
@@ -165,9 +186,74 @@ def evaluate(run: Run, config: EvaluateConfig) -> int:
     return 0
 
 
-def destination(run: Run, out: str | None) -> Path | None:
+def explain(classifier: Classifier, data: ImageData, config: EvaluateConfig, folder: Path | None) -> int:
+    """Draws what a classifier looks at; returns the exit code."""
+    from vision.inside import draw_saliency
+
+    assert config.explain is not None
+    if folder is None:
+        raise ConfigError("the run is read-only; set out=<folder> for the picture")
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.explain}.png"
+    draw_saliency(classifier.cpu(), data, config.explain, config.explain_images, path)
+    warn(f"picture: {path}")
+    return 0
+
+
+def export(classifier: Classifier, outputs: Outputs, data: ImageData, config: EvaluateConfig, run: Run) -> int:
+    """Writes a classifier as ONNX files with their description; returns the exit code."""
+    from training import export as onnx
+    from vision.export import description, export_classifier
+    from vision.export import run as run_file
+
+    folder = destination(run, config.out, "export")
+    if folder is None:
+        raise ConfigError("the run is read-only; set out=<folder> for the export")
+    if config.device != "cpu":
+        raise ConfigError("export= writes what the CPU computes; set device=cpu")
+    path, agreement = export_classifier(classifier, outputs, data, folder)
+    warn(f"classifier: {path}")
+    result: dict[str, Any] = {
+        "run": str(run.path),
+        **description(classifier),
+        "agreement": {name: found._asdict() for name, found in agreement.items()},
+    }
+    if config.export == "onnx_int8":
+        small = folder / "classifier_int8.onnx"
+        onnx.quantise(path, small)
+        warn(f"classifier: {small}")
+        result["bytes"] = {p.name: p.stat().st_size for p in (path, small)}
+        said = {"float32": outputs, "int8": run_file(onnx.open_session(small), data.images, list(outputs))}
+        result["figures"] = {
+            kind: {name: figures(head, found[name], data, name, config.within) for name, head in data.heads.items()}
+            for kind, found in said.items()
+        }
+    (folder / "classifier.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    say(json.dumps(result, allow_nan=False) if config.format == "json" else export_lines(result))
+    return 0
+
+
+def export_lines(result: dict[str, Any]) -> str:
+    """What a person wants to know of an export."""
+    lines = []
+    for name, found in result["agreement"].items():
+        line = f"{name}: largest difference from torch {found['largest_difference']:.1e}"
+        if result["heads"][name]["kind"] == "classes":
+            same, rows, ties = (found[key] for key in ("same_choice", "observations", "near_ties"))
+            line += f", same class in {same:,} of {rows:,}, {ties:,} near ties"
+        lines.append(line)
+    for kind, heads in result.get("figures", {}).items():
+        for name, figure in heads.items():
+            errors = ", ".join(
+                f"{k} {e:.3g}" for k, e in figure.get("mean_absolute_error", {}).items() if e is not None
+            )
+            text = percent(figure["accuracy"]) if "accuracy" in figure else f"mean error {errors}"
+            lines.append(f"{kind} {name}: {text}")
+    return "\n".join(lines)
+
+
+def destination(run: Run, out: str | None, kind: str = "eval") -> Path | None:
     """The folder to write into: `out`, or the run's own, or None if the run is read-only."""
-    folder = Path(out) if out is not None else run.path / "eval"
+    folder = Path(out) if out is not None else run.path / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

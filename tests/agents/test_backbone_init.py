@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from agents import load_algorithm
@@ -13,6 +16,7 @@ from contract import BringsAdvance, Donor, Mode, Streams, Task
 from envs import settings as env_settings
 from envs.make import EnvFactory, make_env
 from tests.agents.test_agent_contract import NAMES, SMALL
+from tests.probes import host, train
 from training.config import compose_config, typed
 from training.loop import Interaction
 from training.transfer import flat
@@ -26,7 +30,8 @@ def with_backbone(name: str) -> bool:
 
 
 env_settings.register_environments()
-AGENTS = [name for name in NAMES if with_backbone(name)]
+CONTINUOUS = ("ddpg", "td3", "sac")
+AGENTS = [name for name in NAMES if with_backbone(name) and name not in CONTINUOUS]
 
 
 def build(name: str, seed: int, freeze: bool = False, donor: Donor | None = None) -> tuple[Any, Any]:
@@ -78,3 +83,49 @@ def test_a_backbone_that_may_change_does(name: str) -> None:
     begun = backbones(agent)
     advance(512)
     assert all(not torch.equal(backbones(agent)[key], begun[key]) for key in begun if key.endswith("weight"))
+
+
+class Patches(gym.Env[Any, Any]):
+    """Random pictures; the action should be how bright they are."""
+
+    observation_space, action_space = Box(0, 255, (1, 24, 24), np.uint8), Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._picture(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = -float(abs(action[0] - self._brightness))
+        return self._picture(), reward, True, False, {}
+
+    def _picture(self) -> np.ndarray:
+        self._brightness = float(self.np_random.uniform(-1, 1))
+        noise = self.np_random.integers(0, 50, (1, 24, 24))
+        return (noise + 100 * (1 + self._brightness)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize("freeze", [True, False])
+def test_continuous_agents_begin_with_a_backbone_for_actor_and_critic(name: str, freeze: bool) -> None:
+    env = host(Patches, 4)
+    algorithm = load_algorithm(name)
+    settings = algorithm.Settings(
+        backbone="small_cnn", backbone_freeze=freeze, hidden_sizes=[8], learning_starts_env_steps=16, batch_size=8,
+        samples_per_env_step=4, replay_capacity=200,
+    )  # fmt: skip
+
+    def make(seed: int, donor: Donor | None) -> Any:
+        return algorithm.make_agent(settings, Task(env.spec, 1000, torch.device("cpu"), Streams(seed), donor))
+
+    def encoders(agent: Any) -> list[Tensor]:
+        return [agent.actor.body.input_layer.first.weight, agent.critic.encoder.first.weight,
+                agent.target_critic.encoder.linear.weight]  # fmt: skip
+
+    other = make(1, None)
+    agent = make(2, Donor("x", flat(other.policy_state_dict())))
+    assert torch.equal(encoders(agent)[0], encoders(other)[0])
+    assert torch.equal(encoders(agent)[1], encoders(other)[0])  # the donor's policy is all there is
+    begun, head = [tensor.clone() for tensor in encoders(agent)], agent.actor.head.weight.clone()
+    train(agent, env, 64)
+    assert [torch.equal(a, b) for a, b in zip(encoders(agent), begun, strict=True)] == [freeze] * 3
+    assert not torch.equal(agent.actor.head.weight, head)

@@ -11,12 +11,10 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor, nn
 
-import evaluate
 from contract import ActionNet, EnvSpec
 from faults import ConfigError
 from tests.runs import Line, run_evaluate, single_error
 from training.explain import Explained, Explainer, Moment, bars, explained_film, overlay
-from training.saliency import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VECTOR, IMAGE = Box(-1, 1, (3,), np.float32), Box(0, 255, (4, 16, 16), np.uint8)
@@ -155,7 +153,6 @@ def test_the_scale_is_that_of_the_episode() -> None:
 
 
 def test_the_command_writes_a_film(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.EXPLAIN == METHODS
     command = [f"run={ROOT / 'pretrained/cartpole'}", f"out={tmp_path}", "explain_env_steps=20"]
     assert run_evaluate(*command, "explain=true") == 0
     (film,) = tmp_path.glob("*-gradient-cut.mp4")
