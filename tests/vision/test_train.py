@@ -17,6 +17,7 @@ from tests.vision.toy import Toy
 from training import checkpoint
 from training.process import report
 from vision import evaluate, pretrain, train
+from vision.command import make_source
 from vision.config import TrainConfig, compose_config
 from vision.contrastive import Contrastive
 from vision.data import SOURCES, source_class
@@ -224,6 +225,26 @@ def test_pretraining_beats_chance(tmp_path: Path) -> None:
     assert last["eval/accuracy_local"] > 2.5 / 16
 
 
+def test_still_images_are_their_own_partners(tmp_path: Path) -> None:
+    """Pretraining on what is no film: two changed versions of an image find each other."""
+    overrides = ("data=driving_scenes", "distance=0", "augment.shift=2", "augment.colour=0.2", "epochs=2")
+    assert run("pretrain", *COMMANDS["pretrain"][2], *overrides, f"run_dir={tmp_path}", "center_pixels=false") == 0
+    assert newest(only_run(tmp_path))["loop"]["updates"] == 2 * 192 // 16
+
+
+def test_tensorboard_shows_curves_the_confusion_and_examples(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("train", *COMMANDS["train"][2], "epochs=1", "log.tensorboard=true", f"run_dir={tmp_path}") == 0
+    board = EventAccumulator(str(only_run(tmp_path)))
+    board.Reload()
+    assert set(board.Tags()["images"]) == {"confusion/row", "confusion/cells", "examples"}
+    assert {"train/loss", "train/learning_rate", "train/accuracy_row", "eval/accuracy_row", "eval/error_centre"} <= set(
+        board.Tags()["scalars"]
+    )
+    assert [event.step for event in board.Scalars("eval/loss")] == [12]
+
+
 # --- configuration and errors ---------------------------------------------------------------------------------------
 
 
@@ -264,6 +285,20 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.C
     line = line_of(capsys, train.main, *arguments)
     assert line.code == 2
     assert said in single_error(line)
+
+
+def test_labels_of_places_forbid_moving_the_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = line_of(capsys, train.main, *COMMANDS["train"][2], "augment.flip=true", f"run_dir={tmp_path}")
+    assert (line.code, "move what the labels 'cells' say the place of" in single_error(line)) == (2, True)
+
+
+def test_a_set_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vision.command.make_source", make_source)
+    line = line_of(capsys, train.main, "data=cifar10", f"data.root={tmp_path}", f"run_dir={tmp_path / 'runs'}")
+    assert (line.code, "set data.download=true" in single_error(line)) == (8, True)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_pretraining_on_still_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
