@@ -148,7 +148,7 @@ class OneHot(Backbone):
 
     def index(self, obs: Tensor) -> Tensor:
         """Where the ones are: (N, K) int64."""
-        return obs.reshape(len(obs), -1) + self.offset
+        return obs.reshape(len(obs), len(self.offset)) + self.offset
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.zeros(len(obs), self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Images = Tensor
-HUES = torch.tensor([[0.299, 0.587, 0.114]])
+LUMA = [0.299, 0.587, 0.114]
 """How bright red, green and blue look (ITU-R BT.601)."""
 
 
@@ -55,10 +55,10 @@ def random_colour(images: Images, strength: float, generator: torch.Generator) -
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device) - 1)
     brightness, contrast, saturation = factors
-    x = images.float() * brightness
+    x: Tensor = images.float() * brightness
     coloured = images.shape[1] == 3
-    weights = HUES.to(x.device).view(1, 3, 1, 1) if coloured else torch.full((1, 1, 1, 1), 1 / x.shape[1]).to(x.device)
-    grey = (x * weights).sum(dim=1, keepdim=True)
+    weights = x.new_tensor(LUMA if coloured else [1 / x.shape[1]] * x.shape[1]).view(1, -1, 1, 1)
+    grey: Tensor = (x * weights).sum(dim=1, keepdim=True)
     mean = grey.mean(dim=(2, 3), keepdim=True)
     x = mean + contrast * (x - mean)
     if coloured:
@@ -87,5 +87,4 @@ def _repeat_edge(images: Images, pixels: int) -> Images:
     rows, columns = (
         torch.arange(-pixels, size + pixels, device=images.device).clamp(0, size - 1) for size in images.shape[2:]
     )
-    edged: Images = images[:, :, rows][..., columns]
-    return edged
+    return images[:, :, rows][..., columns]
