@@ -50,6 +50,11 @@ def to_device(obs: Obs, device: torch.device) -> Any:
     return {name: part.to(device) for name, part in obs.items()} if isinstance(obs, dict) else obs.to(device)
 
 
+def device_of(obs: Obs) -> torch.device:
+    """Where an observation is."""
+    return (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+
+
 class Tilings(MultiDiscrete):
     """Observations as tiles: entry k is the one active tile of tiling k. Values are sums of one weight per tiling; the
     digits of an ordinary MultiDiscrete number one state."""

@@ -23,7 +23,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, device_of, to_device
 from faults import ConfigError, NonFiniteError, check_choice, check_range
 from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
@@ -171,7 +171,7 @@ class QPolicy:
         else:
             epsilon = self._epsilon if self._mode.value is None else self._mode.value
             action = epsilon_greedy_action(q, epsilon, self._generator)
-        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        home = device_of(obs)
         return Acted(action.to(home), {"value": q.amax(dim=1).to(home)})
 
     def state_dict(self) -> State:

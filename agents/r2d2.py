@@ -26,10 +26,11 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, device_of, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.q_policy import choose_action
 from memory.replay import ReplaySettings
+from memory.rollout import map_obs
 from memory.sequences import SequenceReplay, Sequences
 from networks.heads import DuelingQHead, QHead
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
@@ -146,7 +147,7 @@ def unroll(q_net: nn.Sequential, sequences: Sequences, burn_in: int) -> Unrolled
     """Steps a network through sequences, from their stored states; no gradient crosses the end of the burn-in."""
     backbone, head = q_net[0], head_of(q_net)
     steps, batch = sequences.reward.shape
-    features = backbone(sequences.obs.flatten(0, 1)).view(steps, batch, -1)
+    features = backbone(map_obs(_join, sequences.obs)).view(steps, batch, -1)
     state, values, states = sequences.state, [], []
     for t in range(steps):
         if t == burn_in:
@@ -156,8 +157,13 @@ def unroll(q_net: nn.Sequential, sequences: Sequences, burn_in: int) -> Unrolled
         values.append(q)
         states.append(state)
     with torch.no_grad():
-        next_q, _ = head(backbone(sequences.next_obs.flatten(0, 1)), torch.cat(states))
+        next_q, _ = head(backbone(map_obs(_join, sequences.next_obs)), torch.cat(states))
     return Unrolled(torch.stack(values), next_q.view(steps, batch, -1))
+
+
+def _join(part: Tensor) -> Tensor:
+    """(T, B, ...) -> (T * B, ...)."""
+    return part.flatten(0, 1)
 
 
 def r2d2_loss(
@@ -201,7 +207,6 @@ class RecurrentQPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        assert isinstance(obs, Tensor)
         backbone, head = self._agent.q_net[0], head_of(self._agent.q_net)
         before, start = self._state, episode_start.to(self._state.device)
         features = backbone(to_device(obs, before.device))
@@ -209,7 +214,7 @@ class RecurrentQPolicy:
         action = choose_action(
             q, self._mode, lambda q: epsilon_greedy_action(q, self._agent.epsilon, self._generator), self._generator
         )
-        return Acted(action.to(obs.device), {"q": q, "state": before, "episode_start": start})
+        return Acted(action.to(device_of(obs)), {"q": q, "state": before, "episode_start": start})
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state(), "state": self._state}

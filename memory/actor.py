@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contract import Acted, ActionNet, Mode, Obs, State, to_device
+from contract import Acted, ActionNet, Mode, Obs, State, device_of, to_device
 from faults import ConfigError
 from memory.rollout import Rollout, map_obs, select_columns
 from rules.distributions import ActionDistribution
@@ -64,7 +64,7 @@ class ActorCriticPolicy:
         extras = {"raw_action": raw, "log_prob": self._distribution.log_prob(parameters, raw), "value": value}
         if state.shape[1]:
             extras |= {"state": state, "next_state": next_state, "episode_start": start}
-        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        home = device_of(obs)
         return Acted(self._distribution.to_action(raw).to(home), {k: v.to(home) for k, v in extras.items()})
 
     def state_dict(self) -> State:

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from contract import Acted, EnvSpec, Mode, Obs, State
+from contract import Acted, EnvSpec, Mode, Obs, State, device_of, to_device
 from faults import ConfigError, check_range
 
 
@@ -155,15 +155,14 @@ class ContinuousPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        assert isinstance(obs, Tensor)
         if self._mode == "train" and self._warming_up():
-            shape = (len(obs), self._bounds.action_dim)
+            shape = (len(episode_start), self._bounds.action_dim)
             unit_action = 2 * torch.rand(shape, generator=self._generator, device=self._device) - 1
         elif self._mode == "greedy":
-            unit_action = self._best(obs.to(self._device))
+            unit_action = self._best(to_device(obs, self._device))
         else:
-            unit_action = self._draw(obs.to(self._device), self._generator)
-        return Acted(self._bounds.to_env(unit_action).to(obs.device))
+            unit_action = self._draw(to_device(obs, self._device), self._generator)
+        return Acted(self._bounds.to_env(unit_action).to(device_of(obs)))
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state()}

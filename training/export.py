@@ -70,7 +70,7 @@ def write_onnx(module: nn.Module, example: Arrays, outputs: Sequence[str], path:
     inputs = tuple(torch.from_numpy(np.array(array)) for array in example.values())
     with warnings.catch_warnings():  # about the other exporter, which needs two packages more for the same file
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes are checked below
+        warnings.filterwarnings("ignore", "Converting a tensor")  # torch checks shapes in Python
         torch.onnx.export(
             module.eval(),
             inputs,

@@ -55,6 +55,30 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """`augment.*`: random changes of every image each time that it is learned from (`vision.augment`)."""
+
+    crop: int = 0
+    """Black pixels around an image, of which one as large as before is cut out."""
+    shift: int = 0
+    """Pixels that an image is moved by in both directions, repeating its edge."""
+    flip: bool = False
+    """Mirrored, left to right, every other time."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation times a factor from 1 - colour to 1 + colour."""
+
+    def __post_init__(self) -> None:
+        check_range("augment.crop", self.crop, 0, 1024)
+        check_range("augment.shift", self.shift, 0, 1024)
+        check_range("augment.colour", self.colour, 0, 1)
+
+    @property
+    def moves(self) -> bool:
+        """Whether things are elsewhere afterwards."""
+        return bool(self.crop or self.shift or self.flip)
+
+
+@dataclass(frozen=True)
 class LearnConfig:
     """What both ways to train a backbone have in common."""
 
@@ -72,6 +96,7 @@ class LearnConfig:
     """Subtract the mean image of the training set (or that of `backbone_init`) from every image."""
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
     """Layer widths of an mlp."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 20
     batch_size: int = 128
     optimizer: str = "adam"
@@ -157,13 +182,17 @@ class PretrainConfig(LearnConfig):
     """The keys of `vision.pretrain`."""
 
     distance: int = 1
-    """The partner of an image comes so many images later."""
+    """The partner of an image comes so many images later. 0: it is the image itself, augmented anew."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("distance", self.distance, 1, 1_000_000)
-        if self.data["source"] not in FILMS:
-            raise ConfigError(f"pretraining needs a film, images that follow each other: data={' or '.join(FILMS)}")
+        check_range("distance", self.distance, 0, 1_000_000)
+        if self.distance and self.data["source"] not in FILMS:
+            raise ConfigError(
+                f"the images of {self.data['source']} are no film: set distance=0, or data={' or '.join(FILMS)}"
+            )
+        if not self.distance and not (self.augment.moves or self.augment.colour):
+            raise ConfigError("with distance=0 an image and its partner are the same: set some augment.<key>")
 
 
 def compose_config(command: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from contract import Metrics, State
 from faults import ConfigError
 from networks.backbones import Backbone
 from training.logging import Writer
+from vision.batches import augmented
 from vision.config import PretrainConfig
 from vision.data import ImageData
 from vision.learner import Classifier, classifier_state, map_shape, see
@@ -111,7 +112,11 @@ class Contrastive:
     def loss(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         self.net.train()
         first = self._pairs[index]
-        loss, metrics = self._compare(self._images[first], self._images[first + self._config.distance])
+        images, partners = (
+            augmented(self._images[which], self._config.augment, generator)
+            for which in (first, first + self._config.distance)
+        )
+        loss, metrics = self._compare(images, partners)
         return loss, {f"train/{name}": value for name, value in metrics.items()}
 
     def _compare(self, images: Tensor, partners: Tensor) -> tuple[Tensor, Metrics]:
@@ -123,13 +128,16 @@ class Contrastive:
         """In batches of the same size as in training, since the loss depends on it."""
         data, c = self._validation, self._config
         pairs = find_pairs(data.group, c.distance)
-        mixed = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
+        generator = torch.Generator().manual_seed(0)
+        mixed = pairs[torch.randperm(len(pairs), generator=generator)]
         size = min(c.batch_size, len(mixed))
         self.net.eval()
         rows = []
         with torch.inference_mode():
             for index in torch.split(mixed[: len(mixed) // size * size], size):
-                images, partners = data.images[index], data.images[index + c.distance]
+                images, partners = (
+                    augmented(data.images[which], c.augment, generator) for which in (index, index + c.distance)
+                )
                 loss, metrics = self._compare(images.to(self._device), partners.to(self._device))
                 rows.append({"loss": loss, **metrics})
         row = {f"eval/{name}": float(torch.stack([torch.as_tensor(r[name]) for r in rows]).mean()) for name in rows[0]}

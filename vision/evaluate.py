@@ -377,8 +377,8 @@ def table(result: dict[str, Any]) -> str:
         for distance, close in found["within"].items():
             shown.add_row(f"{name}: all within {distance} {found['unit']}", percent(close["all"]))
         for amount, error in found["mean_absolute_error"].items():
-            within = "   ".join(f"{percentage(c[amount]['value'])} within {d}" for d, c in found["within"].items())
-            shown.add_row(f"    {amount}", f"mean error {'unknown' if error is None else f'{error:.3g}'}   {within}")
+            close = (percentage(c[amount]["value"]).removesuffix(" %") for c in found["within"].values())
+            shown.add_row(f"    {amount}", f"mean error {number(error)}   within: {', '.join(close)} %")
     console.print(shown)
     if result["robustness"]:
         console.print(robustness_table(result["robustness"]))
@@ -402,7 +402,7 @@ def robustness_table(rows: list[dict[str, Any]]) -> Any:
             row["change"],
             f"{row['strength']:g}",
             *(percentage(row["accuracy"][head]["value"]) for head in accuracies),
-            *(f"{row['mean_absolute_error'][head][amount]:.3g}" for head, amount in amounts),
+            *(number(row["mean_absolute_error"][head][amount]) for head, amount in amounts),
         )
     return shown
 
@@ -413,6 +413,10 @@ def percent(found: dict[str, Any]) -> str:
     return (
         f"{percentage(found['value'])}   95 % interval [{100 * low:.2f}, {100 * high:.2f}] %   {found['cases']:,} cases"
     )
+
+
+def number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
 
 
 def percentage(value: float | None) -> str:

@@ -19,6 +19,7 @@ from training import checkpoint
 from training.logging import LiveLine, Means, Speed, Writer
 from training.loop import Saver, StopSignal, naming_last_checkpoint, newest_valid
 from training.run import Run
+from vision.batches import Batches
 from vision.config import LearnConfig
 
 
@@ -114,23 +115,6 @@ def fit(learner: Learner, config: LearnConfig, device: torch.device, run: Run, s
         if stop and updates:
             save(must=True)
     return updates
-
-
-class Batches:
-    """Which images each update learns from. An epoch takes all in an order of its own, a batch at a time; the last few
-    that fill no batch are left out."""
-
-    def __init__(self, num_images: int, batch_size: int, streams: Streams) -> None:
-        self._num_images, self._batch_size, self._streams = num_images, batch_size, streams
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def index(self, update: int) -> Tensor:
-        """The images (B,) int64 of an update, counted from 0: a function of the seed and of `update` alone."""
-        epoch, batch = divmod(update, max(1, self._num_images // self._batch_size))
-        if epoch != self._epoch:
-            generator = self._streams.torch("order", epoch)
-            self._epoch, self._order = epoch, torch.randperm(self._num_images, generator=generator)
-        return self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
 
 
 def count_updates(num_images: int, config: LearnConfig) -> tuple[int, int]:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from contract import Metrics, State
+from faults import ConfigError
 from training.logging import Writer
 from vision import measures
+from vision.batches import augmented
 from vision.config import TrainConfig
 from vision.data import Amounts, Classes, ImageData
 from vision.learner import Classifier, Outputs, classifier_state, losses, predict
@@ -34,7 +36,14 @@ class Supervised:
             validation: what tells the best.
             config: the keys.
             device: where it learns.
+
+        Raises:
+            ConfigError: if augmentation would move what labels say the place of.
         """
+        for name, head in train.heads.items():
+            placed = head.unit == "pixels" if isinstance(head, Amounts) else bool(head.shape)
+            if placed and config.augment.moves:
+                raise ConfigError(f"augment.crop, shift and flip move what the labels '{name}' say the place of")
         self.classifier = classifier.to(device)
         self.num_images = len(train)
         self._images = train.images.to(device)
@@ -46,7 +55,7 @@ class Supervised:
 
     def loss(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         targets = {name: target[index] for name, target in self._targets.items()}
-        images = self._images[index]
+        images = augmented(self._images[index], self._config.augment, generator)
         images = self._attacked(images, targets, generator)
         self.classifier.train()
         self.classifier.backbone.train(not self._config.backbone_freeze)  # else its normalisation would go on learning
