@@ -179,8 +179,9 @@ def explained_film(
     Returns:
         (420, W', 3) pictures.
     """
-    hottest = float(np.quantile(np.stack([step.heat for step in steps]), 0.999)) or 1.0
     numbers = np.stack([step.numbers for step in steps])
+    rounding = 1e-5 * max(1.0, float(np.abs(numbers).max()))  # less than this is no saliency
+    hottest = max(float(np.quantile(np.stack([step.heat for step in steps]), 0.999)), rounding)
     low, high = (0.0, 1.0) if explainer.meaning == "logits" else (float(numbers.min()), float(numbers.max()))
     names = [*actions][:MAX_NUMBERS]
     film = []

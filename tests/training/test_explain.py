@@ -152,6 +152,20 @@ def test_the_scale_is_that_of_the_episode() -> None:
     assert ((first != second).any(-1)).sum() > 1000
 
 
+def test_rounding_is_no_saliency() -> None:
+    explainer = Explainer(ActionNet(linear([[1, 0, 0], [0, 1, 0]]), "values"), spec(VECTOR), "gradient")
+    dark, noise = (
+        explained_film(
+            [np.zeros((50, 40, 3), np.uint8)],
+            [Explained(np.array([5.0, 3.0]), 0, np.zeros((8, 8, 3), np.uint8), np.full((8, 8), heat))],
+            ["left", "right"],
+            explainer,
+        )[0]
+        for heat in (0.0, 1e-7)
+    )
+    assert np.abs(dark.astype(int) - noise).max() < 10
+
+
 def test_the_command_writes_a_film(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = [f"run={ROOT / 'pretrained/cartpole'}", f"out={tmp_path}", "explain_env_steps=20"]
     assert run_evaluate(*command, "explain=true") == 0
