@@ -1,6 +1,6 @@
 """Does a pretrained backbone pay? PPO drives by its camera, from scratch and on a backbone that has seen cities before.
 
-    python -m benchmarks.transfer                 # half an hour on one quiet core
+    python -m benchmarks.transfer                 # under half an hour on one quiet core
     python -m benchmarks.transfer --most 3        # only so many runs now; the next call continues
 
 A network of nips_cnn's size first learns to name what is in 20,000 images of generated cities (`vision.train
@@ -43,7 +43,7 @@ PRETRAINING = [
 ]  # fmt: skip
 TASK = [
     "agent=ppo", "env=Driving/Route-v0", "env.city=village", "env.obs=camera", "env.min_route=1", "env.time_limit=60",
-    "env.shaping=1", "num_envs=16", "total_env_steps=49152", "torch_threads=1", "device=cpu",
+    "env.shaping=1", "num_envs=16", "total_env_steps=98304", "torch_threads=1", "device=cpu",
     "agent.backbone=nips_cnn", "agent.rollout_steps=64", "agent.batch_size=128", "agent.num_epochs=2",
     "agent.learning_rate=5e-4", "agent.learning_rate_end=null", "agent.entropy_coef=0.01",
     "eval.every_env_steps=4096", "eval.episodes=64", "eval.num_envs=64", "eval.mode=greedy",

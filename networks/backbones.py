@@ -148,7 +148,7 @@ class OneHot(Backbone):
 
     def index(self, obs: Tensor) -> Tensor:
         """Where the ones are: (N, K) int64."""
-        return obs.reshape(obs.shape[0], len(self.offset)) + self.offset
+        return obs.reshape(obs.shape[0], self.offset.shape[0]) + self.offset
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.zeros(obs.shape[0], self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)

@@ -55,14 +55,14 @@ def test_a_frozen_backbone_gets_no_gradient_and_its_head_does() -> None:
     [
         (make_backbone("small_cnn", Box(0, 255, (1, 42, 42), np.uint8), []), r"\(16, 1, 4, 4\).*\(16, 3, 4, 4\)"),
         (make_backbone("small_cnn", Box(0, 255, (3, 64, 64), np.uint8), []), r"linear\.weight.*\(256, \d+\).*\(256, "),
-        (cnn(center_pixels=True), "pixel_mean is of shape .* there and missing here; agent.center_pixels must be"),
+        (cnn(center_pixels=True), "pixel_mean is of shape .* there and missing here; center_pixels must be"),
         (make_backbone("mlp", IMAGE, [8]), r"first\.weight is missing there and of shape \(16, 3, 4, 4\) here"),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_refused_with_both_sides(donor: Backbone, reason: str) -> None:
     backbone = cnn()
     before = tensors(backbone, "")
-    with pytest.raises(ConfigError, match=f"backbone of runs/a .* this agent's \\(small_cnn\\): .*{reason}"):
+    with pytest.raises(ConfigError, match=f"backbone of runs/a .* the one here \\(small_cnn\\): .*{reason}"):
         begin_backbone(backbone, "small_cnn", ("runs/a (b)", tensors(donor, "net.backbone.")), freeze=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
 
