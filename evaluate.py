@@ -93,6 +93,8 @@ class EvaluateConfig:
         check_range("export_observations", self.export_observations, 2, 10_000_000)
         if self.export is not None:
             check_choice("export", self.export, EXPORTS)
+            if self.explain is not None:
+                raise ConfigError("explain= and export= exclude each other")
         if self.checkpoint not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", self.checkpoint):
             raise ConfigError(
                 f"checkpoint must be latest, best or a number of environment steps, got '{self.checkpoint}'"

@@ -10,7 +10,7 @@ data=driving_scenes`), none of which is the map that the agents drive on. Then P
     fine_tuned   begins with the backbone, and changes it
     frozen       the backbone stays as it is: a linear probe of it
 
-What counts is how many environment steps it takes until a greedy evaluation of 64 episodes reaches the goal in 80 % of
+What counts is how many environment steps it takes until a greedy evaluation of 64 episodes reaches the goal in 60 % of
 them; a run that never gets there counts as its whole length, and is counted apart. The images of the pretraining are
 environment steps too, five for each: they are stated, not added.
 
@@ -34,7 +34,7 @@ from training.evaluation import bootstrap_interval
 from training.run import find_run
 
 ROOT = Path(__file__).resolve().parent.parent
-SUCCESS = 0.8
+SUCCESS = 0.6
 SEEDS = range(5)
 BACKBONE = "runs/transfer"
 PRETRAINING = [
@@ -43,7 +43,7 @@ PRETRAINING = [
 ]  # fmt: skip
 TASK = [
     "agent=ppo", "env=Driving/Route-v0", "env.city=village", "env.obs=camera", "env.min_route=1", "env.time_limit=60",
-    "env.shaping=1", "num_envs=16", "total_env_steps=98304", "torch_threads=1", "device=cpu",
+    "env.shaping=1", "num_envs=16", "total_env_steps=65536", "torch_threads=1", "device=cpu",
     "agent.backbone=nips_cnn", "agent.rollout_steps=64", "agent.batch_size=128", "agent.num_epochs=2",
     "agent.learning_rate=5e-4", "agent.learning_rate_end=null", "agent.entropy_coef=0.01",
     "eval.every_env_steps=4096", "eval.episodes=64", "eval.num_envs=64", "eval.mode=greedy",

@@ -92,6 +92,8 @@ class EvaluateConfig:
         check_range("explain_images", self.explain_images, 1, 100)
         if self.export is not None:
             check_choice("export", self.export, EXPORTS)
+            if self.explain is not None:
+                raise ConfigError("explain= and export= exclude each other")
         for name in ("within", "noise", "blur", "epsilon"):
             for value in getattr(self, name):
                 check_range(name, value, 0, None)

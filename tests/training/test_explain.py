@@ -172,6 +172,12 @@ def test_the_command_writes_a_film(tmp_path: Path, capfd: pytest.CaptureFixture[
     (film,) = tmp_path.glob("*-gradient-cut.mp4")
     assert film.stat().st_size > 5_000
     capfd.readouterr()
-    code = run_evaluate(*command, "explain=grad_cam")
-    captured = capfd.readouterr()
-    assert "explain=grad_cam needs a CNN" in single_error(Line(code, captured.out, captured.err))
+    for asked, line in (
+        (["explain=grad_cam"], "explain=grad_cam needs a CNN"),
+        (["explain=smooth"], "explain must be one of gradient, grad_cam, occlusion"),
+        (["explain=true", "export=onnx"], "exclude each other"),
+    ):
+        code = run_evaluate(*command, *asked)
+        captured = capfd.readouterr()
+        assert code == 2
+        assert line in single_error(Line(code, captured.out, captured.err))
