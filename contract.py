@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import MultiDiscrete
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from faults import ConfigError
 
@@ -48,6 +48,11 @@ State = dict[str, Any]
 def to_device(obs: Obs, device: torch.device) -> Any:
     """An observation, or any tensor, on `device`."""
     return {name: part.to(device) for name, part in obs.items()} if isinstance(obs, dict) else obs.to(device)
+
+
+def device_of(obs: Obs) -> torch.device:
+    """Where an observation is."""
+    return (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
 
 
 class Tilings(MultiDiscrete):
@@ -371,6 +376,26 @@ class Inspectable(Protocol):
     def inspect(self) -> Inspection: ...
 
 
+class ActionNet(NamedTuple):
+    """The network that a greedy policy goes by, to be looked into or taken elsewhere. It shares the live weights."""
+
+    module: nn.Module
+    """Observations (N, *obs_shape), one argument or a dict of them, -> (N, K). With a memory: observations and state
+    (N, state_dim), zero where an episode starts, -> (N, K) and the next state."""
+    meaning: str
+    """Of the K numbers. values: of the actions; logits: of the actions' probabilities, the largest is taken;
+    action: the action itself, in the environment's units."""
+    state_dim: int = 0
+    """Width of the memory, 0 without one."""
+
+
+@runtime_checkable
+class HasActionNet(Protocol):
+    """An agent whose greedy policy is a network."""
+
+    def action_net(self) -> ActionNet: ...
+
+
 class Streams:
     """Named, independent random streams of one seed.
 
@@ -399,6 +424,15 @@ class Streams:
         return np.random.SeedSequence(self._seed, spawn_key=(zlib.crc32(name.encode()), *index, *own))
 
 
+class Donor(NamedTuple):
+    """A run whose backbone another one begins with."""
+
+    origin: str
+    """Its checkpoint and its kind of backbone, for error lines and records."""
+    tensors: Mapping[str, Tensor]
+    """Its policy, by name."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What an agent is built for."""
@@ -408,3 +442,5 @@ class Task:
     """Length of the training run, for schedules that span it."""
     device: torch.device
     streams: Streams
+    donor: Donor | None = None
+    """Whose backbone to begin with; None to draw all weights, or because a checkpoint brings them."""

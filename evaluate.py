@@ -3,6 +3,8 @@
     python evaluate.py run=latest
     python evaluate.py run=pretrained/pong checkpoint=best episodes=20 video=1 epsilon=0.01 format=json
     python evaluate.py run=latest 'temperatures=[0.01,0.1,1,10]'     # and a curve over softmax temperatures
+    python evaluate.py run=latest explain=true                       # a film of what the policy looks at, and no score
+    python evaluate.py run=latest export=onnx                        # the greedy policy for machines without torch
 
 Exit codes are listed in faults.py.
 """
@@ -22,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from envs import settings as env_settings
 from faults import CheckpointError, ConfigError, check_choice, check_range
-from training.config import typed
+from training.config import EXPORTS, SALIENCY_METHODS, typed
 from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
 if TYPE_CHECKING:
-    from contract import Agent, Mode, Obs, Streams
+    import torch
+
+    from contract import ActionNet, Agent, EnvSpec, Episode, Mode, Obs, Policy, Streams, VecEnv
     from training.loop import StopSignal
 
 
@@ -54,6 +58,16 @@ class EvaluateConfig:
     """table, or json: one JSON object alone on standard output."""
     video: int = 0
     """Episodes to film."""
+    explain: str | None = None
+    """Film one episode with what the network answers and looks at, by gradient, grad_cam or occlusion; true: gradient.
+    Nothing is scored then."""
+    explain_env_steps: int = 600
+    """The film ends there at the latest."""
+    export: str | None = None
+    """onnx: write the greedy policy's network as export/policy.onnx, checked against torch, and score nothing;
+    onnx_int8: and policy_int8.onnx with weights of eight bits, and the scores of both."""
+    export_observations: int = 1_000
+    """Recorded observations to check on."""
     out: str | None = None
     """Folder for the result and the videos; the run's own eval/ and videos/ if left out."""
     env: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +87,14 @@ class EvaluateConfig:
         check_range("video", self.video, 0, 1000)
         check_range("max_episode_steps", self.max_episode_steps, 1, None)
         check_choice("format", self.format, ("table", "json"))
+        check_range("explain_env_steps", self.explain_env_steps, 1, 100_000)
+        if self.explain is not None:
+            check_choice("explain", self.explain, SALIENCY_METHODS)
+        check_range("export_observations", self.export_observations, 2, 10_000_000)
+        if self.export is not None:
+            check_choice("export", self.export, EXPORTS)
+            if self.explain is not None:
+                raise ConfigError("explain= and export= exclude each other")
         if self.checkpoint not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", self.checkpoint):
             raise ConfigError(
                 f"checkpoint must be latest, best or a number of environment steps, got '{self.checkpoint}'"
@@ -103,6 +125,8 @@ def main(arguments: Sequence[str]) -> int:
             if plain[key] is None:
                 raise ConfigError(f"{key}= is empty")
             plain[key] = str(plain[key])
+    if isinstance(plain.get("explain"), bool):
+        plain["explain"] = SALIENCY_METHODS[0] if plain["explain"] else None
     config = typed(EvaluateConfig, plain)
     env_settings.register_environments()
     run = find_run(config.run, config.run_dir)
@@ -120,13 +144,49 @@ def usage() -> str:
     return f"{(__doc__ or '').strip()}\n\nKeys and their defaults (explained in evaluate.py):\n{keys}"
 
 
+@dataclass(frozen=True)
+class Ground:
+    """Where policies are compared: for each of them the same episodes, seed for seed."""
+
+    config: EvaluateConfig
+    env_config: env_settings.EnvSettings
+    streams: Streams
+    stop: StopSignal
+
+    @property
+    def num_envs(self) -> int:
+        return min(self.config.num_envs, self.config.episodes)
+
+    def new_env(self) -> tuple[VecEnv, int | None]:
+        """The environments, and the time limit that the evaluation had to impose."""
+        from envs.make import make_env
+
+        env = make_env(self.env_config, self.num_envs, self.streams, "evaluate")
+        most = self.config.max_episode_steps
+        capped, cap = env_settings.with_step_cap(self.env_config, most, env.spec.max_episode_steps)
+        if cap is None:
+            return env, None
+        env.close()
+        return make_env(capped, self.num_envs, self.streams, "evaluate"), cap
+
+    def play(self, policy: Policy) -> list[Episode]:
+        """The episodes of one policy; fewer if a signal came."""
+        from training.evaluation import evaluate
+
+        env, cap = self.new_env()
+        try:
+            return evaluate(policy, env, self.config.episodes, cap_env_steps=cap, stopped=lambda: bool(self.stop))
+        finally:
+            env.close()
+
+    def policy_stream(self) -> torch.Generator:
+        """The random stream of a policy, from its beginning."""
+        return self.streams.torch("evaluate/policy", device=self.config.device)
+
+
 def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
-    """Scores one checkpoint of a run and writes what came out; returns the exit code."""
-    from agents.random import RandomPolicy
+    """Scores, films or exports one checkpoint of a run; returns the exit code."""
     from contract import Mode, Streams
-    from envs.atari import human_normalized
-    from envs.make import make_env
-    from training.evaluation import evaluate, summarise
 
     trained = run.config()
     env_config = typed(env_settings.settings_class(str(trained["env"].get("id"))), trained["env"] | config.env, "env")
@@ -134,66 +194,62 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     mode = Mode.parse(
         f"epsilon={config.epsilon}" if config.epsilon is not None else config.mode or trained["eval"]["mode"]
     )
-    streams = Streams(config.seed)
-
-    def new_env(num_envs: int) -> tuple[Any, int | None]:
-        env = make_env(env_config, num_envs, streams, "evaluate")
-        capped, cap = env_settings.with_step_cap(env_config, config.max_episode_steps, env.spec.max_episode_steps)
-        if cap is None:
-            return env, None
-        env.close()
-        return make_env(capped, num_envs, streams, "evaluate"), cap
-
     if config.out is not None:
         destination(config, run, "eval")  # an unwritable folder is refused before the work
-    num_envs = min(config.num_envs, config.episodes)
-    env, cap = new_env(num_envs)
+    ground = Ground(config, env_config, Streams(config.seed), stop)
+    env, cap = ground.new_env()
+    env.close()
     agent, env_steps = load_agent(trained, run, config, env.spec)
+    about = {"run": str(run.path), "agent": trained["agent"]["algorithm"], "checkpoint_env_steps": env_steps}
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    if config.video:  # first, so that there is something to watch while the score is still being played
-        for path in film(config, env_config, agent, mode, streams, destination(config, run, "videos"), stamp, cap):
+    if config.export:
+        return export(ground, agent, mode, about, destination(config, run, "export"))
+    if config.video or config.explain:  # first, to watch while the score is still being played
+        for path in film(ground, agent, mode, destination(config, run, "videos"), stamp, cap):
             warn(f"video: {path}")
-    try:
-        policy = agent.policy(mode, num_envs, streams.torch("evaluate/policy", device=config.device))
-        episodes = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
-    finally:
-        env.close()
+    return 0 if config.explain else score(ground, agent, mode, about, run, stamp, env.spec, cap)
+
+
+def score(
+    ground: Ground,
+    agent: Agent,
+    mode: Mode,
+    about: dict[str, Any],
+    run: Run,
+    stamp: str,
+    spec: EnvSpec,
+    cap: int | None,
+) -> int:
+    """Plays whole episodes and writes what came out; returns the exit code."""
+    from agents.random import RandomPolicy
+    from contract import Mode
+    from envs.atari import human_normalized
+    from training.evaluation import summarise
+
+    config, num_envs, stop = ground.config, ground.num_envs, ground.stop
+    episodes = ground.play(agent.policy(mode, num_envs, ground.policy_stream()))
     if not episodes:
         warn("error: interrupted before the first episode ended; nothing to report")
         return stop.exit_code
-    env, cap = new_env(num_envs)
-    try:
-        chance = RandomPolicy(env.spec, num_envs, streams.torch("evaluate/random"))
-        baseline = evaluate(chance, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
-    finally:
-        env.close()
-
+    baseline = ground.play(RandomPolicy(spec, num_envs, ground.streams.torch("evaluate/random")))
     curve = []
     for temperature in config.temperatures:
-        env, cap = new_env(num_envs)
-        try:
-            generator = streams.torch("evaluate/policy", device=config.device)
-            policy = agent.policy(Mode("temperature", temperature), num_envs, generator)
-            played = evaluate(policy, env, config.episodes, cap_env_steps=cap, stopped=lambda: bool(stop))
-        finally:
-            env.close()
+        played = ground.play(agent.policy(Mode("temperature", temperature), num_envs, ground.policy_stream()))
         if played:
-            score = summarise(played)
+            figures = summarise(played)
             kept = ("mean_reward", "ci95", "mean_ep_length", "success_rate")
-            curve.append({"temperature": temperature, **{name: score[name] for name in kept}})
+            curve.append({"temperature": temperature, **{name: figures[name] for name in kept}})
 
     figures = summarise(episodes)
     mean = figures["mean_reward"]
     assert isinstance(mean, float)
     result: dict[str, Any] = {
-        "run": str(run.path),
-        "agent": trained["agent"]["algorithm"],
-        "checkpoint_env_steps": env_steps,
+        **about,
         **figures,
         **({"temperatures": curve} if curve else {}),
         "random_mean_reward": summarise(baseline)["mean_reward"] if baseline else None,
-        "human_normalized": human_normalized(env_config.id, mean),
-        "protocol": {**env.spec.protocol, "policy": str(mode), "step_cap": cap, "seed": config.seed},
+        "human_normalized": human_normalized(spec.env_id, mean),
+        "protocol": {**spec.protocol, "policy": str(mode), "step_cap": cap, "seed": config.seed},
         "num_episodes": len(episodes),
         "partial": len(episodes) < config.episodes,
         "episodes": [
@@ -209,7 +265,7 @@ def evaluate_run(config: EvaluateConfig, run: Run, stop: StopSignal) -> int:
     }
     say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
     write_result(config, run, result, stamp)
-    write_picture(config, run, agent, env.spec.model, stamp)
+    write_picture(config, run, agent, spec.model, stamp)
     return stop.exit_code if stop else 0
 
 
@@ -295,42 +351,44 @@ def write_picture(config: EvaluateConfig, run: Run, agent: Agent, model: Any, st
         warn(f"picture: {folder / stamp}.png")
 
 
-def film(
-    config: EvaluateConfig,
-    env_config: env_settings.EnvSettings,
-    agent: Agent,
-    mode: Mode,
-    streams: Streams,
-    folder: Path | None,
-    stamp: str,
-    cap: int | None,
-) -> list[Path]:
-    """Films `config.video` episodes; returns the files."""
+def film(ground: Ground, agent: Agent, mode: Mode, folder: Path | None, stamp: str, cap: int | None) -> list[Path]:
+    """Films `config.video` episodes, or the one to explain; returns the files."""
     import torch
 
     from contract import ReadsModel
-    from envs.camera import make_camera, write_video
+    from envs.camera import action_names, make_camera, write_video
     from envs.make import make_env
+    from training.explain import Explainer, Moment, explained_film
 
+    config, env_config, streams = ground.config, ground.env_config, ground.streams
     if folder is None:
         raise ConfigError("the run is read-only; set out=<folder> for the video")
-    camera, env = make_camera(env_config, streams, "film"), make_env(env_config, 1, streams, "film")
-    paths = []
+    env = make_env(env_config, 1, streams, "film")
+    net = action_net(agent) if config.explain else None
+    explainer = None if net is None or config.explain is None else Explainer(net, env.spec, config.explain)
+    most = min(cap or sys.maxsize, config.explain_env_steps if explainer else sys.maxsize)
+    camera, paths = make_camera(env_config, streams, "film"), []
     try:
         policy = agent.policy(mode, 1, streams.torch("film/policy", device=config.device))
         if isinstance(policy, ReadsModel):
             policy.read_model(env.spec.model)
         obs: Obs = env.reset()
         start = torch.ones(1, dtype=torch.bool)
-        for k in range(config.video):
-            frames, episode = [camera.reset(env.seed_of(0))], None
-            while episode is None and len(frames) <= (cap or sys.maxsize):
+        for k in range(1 if explainer else config.video):
+            frames, moments, episode = [camera.reset(env.seed_of(0))], list[Moment](), None
+            while episode is None and len(frames) <= most:
                 action = policy.act(obs, start).action
+                if explainer is not None:
+                    moments.append(Moment.of(obs, start, action))
                 step = env.step(action)
                 frames.append(camera.step(action[0].numpy()))
                 obs, start = step.obs, step.transition.episode_end
                 episode = step.episodes[0] if step.episodes else None
             name = "cut" if episode is None else f"return{episode.episode_return:g}"
+            if explainer is not None:
+                names = action_names(env_config, env.spec.action_space)
+                frames = explained_film(frames[:-1], explainer(moments), names, explainer)
+                name = f"{explainer.method}-{name}"
             paths.append(folder / f"{stamp}-{k}-{name}.mp4")
             write_video(frames, paths[-1], camera.fps)
             if episode is None:
@@ -339,6 +397,73 @@ def film(
         env.close()
         camera.close()
     return paths
+
+
+def export(ground: Ground, agent: Agent, mode: Mode, about: dict[str, Any], folder: Path | None) -> int:
+    """Writes the greedy policy as ONNX files with their description; returns the exit code."""
+    from contract import Mode
+    from training import export as onnx
+    from training.evaluation import summarise
+
+    config, net, num_envs = ground.config, action_net(agent), ground.num_envs
+    if folder is None:
+        raise ConfigError("the run is read-only; set out=<folder> for the export")
+    if config.device != "cpu":
+        raise ConfigError("export= writes what the CPU computes; set device=cpu")
+    env, _ = ground.new_env()
+    try:
+        spec, policy = env.spec, agent.policy(mode, num_envs, ground.policy_stream())
+        steps = onnx.record(policy, env, config.export_observations)
+    finally:
+        env.close()
+    path, agreement = onnx.export_policy(net, steps, folder)
+    warn(f"policy: {path}")
+    result = {**about, **onnx.description(net, spec), "agreement": agreement._asdict()}
+    if config.export == "onnx_int8":
+        small = folder / "policy_int8.onnx"
+        onnx.quantise(path, small)
+        warn(f"policy: {small}")
+        session = onnx.open_session(small)
+        played = {
+            "float32": ground.play(agent.policy(Mode("greedy"), num_envs, ground.policy_stream())),
+            "int8": ground.play(onnx.OnnxPolicy(session, net.meaning, num_envs, net.state_dim)),
+        }
+        if ground.stop:
+            warn(f"error: interrupted while scoring {small}; it is not scored")
+            return ground.stop.exit_code
+        result["bytes"] = {p.name: p.stat().st_size for p in (path, small)}
+        result["score"] = {name: summarise(episodes) for name, episodes in played.items()}
+    (folder / "policy.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    say(json.dumps(result, allow_nan=False) if config.format == "json" else export_line(result))
+    return 0
+
+
+def export_line(result: dict[str, Any]) -> str:
+    """What a person wants to know of an export."""
+    checked = result["agreement"]
+    line = (
+        f"{checked['observations']:,} recorded observations: largest difference from torch "
+        f"{checked['largest_difference']:.1e}, same action in {checked['same_choice']:,}, "
+        f"{checked['near_ties']:,} near ties"
+    )
+    if "score" in result:
+        for name, figures in result["score"].items():
+            low, high = figures["ci95"]
+            line += f"\nmean return in {name}: {figures['mean_reward']:,.2f}   95 % interval [{low:,.2f}, {high:,.2f}]"
+    return line
+
+
+def action_net(agent: Agent) -> ActionNet:
+    """The network of the agent's greedy policy.
+
+    Raises:
+        ConfigError: if the policy is none.
+    """
+    from contract import HasActionNet
+
+    if not isinstance(agent, HasActionNet):
+        raise ConfigError("this agent's policy is no network of ours; explain= and export= work with those that are")
+    return agent.action_net()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ code meaning
 6    non-finite numbers
 7    out of memory
 8    another learner (torchrun) has ended
+9    data set missing or damaged
 130  interrupted (SIGINT), checkpoint saved
 143  terminated (SIGTERM, SIGHUP), checkpoint saved
 ==== =============================================================
@@ -68,6 +69,12 @@ class LearnerError(Fault):
     """One of several learners does not answer any more."""
 
     exit_code = 8
+
+
+class DataError(Fault):
+    """A data set is missing, damaged or not what it should be."""
+
+    exit_code = 9
 
 
 class Interrupted(Fault):

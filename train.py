@@ -159,6 +159,7 @@ def _train(
     from envs.make import EnvFactory, make_env
     from training.loop import check_memory, finished_env_steps, make_advance, train
     from training.process import choose_device
+    from training.transfer import find_donor, keep_donor
 
     if run is not None and (env_steps := finished_env_steps(run, config.total_env_steps)):
         say(f"{_short(run.path)} is finished: {env_steps:,} of {config.total_env_steps:,} steps are done")
@@ -167,6 +168,8 @@ def _train(
     agent_config = learners.share(typed(algorithm.Settings, config.agent, "agent"))
     name = str(getattr(agent_config, "name", agent_config.algorithm))
     _check_learners(name, getattr(algorithm, "LEARNS_IN_STEP", False), config.num_envs, run)
+    begins_with = getattr(agent_config, "backbone_init", None)
+    donor = None if begins_with is None else find_donor(begins_with, config.run_dir, run)
     eval_mode = Mode.parse(config.eval.mode)
     device = choose_device(learners.device_name(config.device))
     config = replace(config, device=str(device))
@@ -176,7 +179,7 @@ def _train(
     env = make_env(env_config, stepped, streams, "train", first=rank * own_envs)
     try:
         own_spec, own_steps = replace(env.spec, num_envs=own_envs), learners.share_of_steps(config.total_env_steps)
-        task = Task(own_spec, own_steps, device, Streams(config.seed, rank))
+        task = Task(own_spec, own_steps, device, Streams(config.seed, rank), donor)
         agent = algorithm.make_agent(agent_config, task)
         agent.policy(eval_mode, config.eval.num_envs, streams.torch("eval/policy", device=device))  # can it do that?
         memory_bytes = agent.memory_bytes * learners.on_this_machine()
@@ -198,6 +201,10 @@ def _train(
             if memory_bytes:
                 say(f"replay: {memory_bytes / 1e9:.2f} GB when full")
             say(f"run folder: {_short(run.path)}")
+            if donor is not None:
+                if rank == 0:
+                    keep_donor(run, donor)
+                say(f"backbone of {donor.origin}{', frozen' if agent_config.backbone_freeze else ''}")
             capped, cap = env_settings.with_step_cap(
                 env_config, config.eval.max_episode_steps, env.spec.max_episode_steps
             )

@@ -39,9 +39,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contract import Acted, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
+from contract import Acted, ActionNet, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
 from faults import ConfigError, Fault, check_choice, check_range
-from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss, actor_net
 from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp, clipped_gradient
@@ -113,7 +113,7 @@ def make_agent(settings: Settings, task: Task) -> A3C:
         raise ConfigError(f"agent=a3c learns in processes on the CPU, not on {task.device}; set device=cpu")
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space)
+        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space, task.donor)
     return A3C(settings, net, make_distribution(task.spec.action_space, settings.gaussian, task.device), task)
 
 
@@ -232,6 +232,9 @@ class A3C:
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)
 
+    def action_net(self) -> ActionNet:
+        return actor_net(self.net, self._distribution)
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         raise AssertionError("the workers store what they see")
 
@@ -339,14 +342,14 @@ class A3CAdvance:
         obs, episode_start = env.reset(), torch.ones(env.spec.num_envs, dtype=torch.bool)
         image, taken, episodes = MeanImage(), 0, list[Episode]()
         while taken < agent.settings.learning_starts_env_steps:
-            if agent.settings.center_pixels:
+            if agent.settings.measures_mean_image:
                 assert isinstance(obs, Tensor)
                 image.add(obs)
             transition, obs, ended = env.step(policy.act(obs, episode_start).action)
             episode_start = transition.episode_end | ~transition.valid
             taken += int(transition.valid.sum())
             episodes += ended
-        if agent.settings.center_pixels:
+        if agent.settings.measures_mean_image:
             agent.net.center(image.mean)
         agent.env_steps = taken
         self._progress = Progress(taken, episodes, [])

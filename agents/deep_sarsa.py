@@ -18,15 +18,18 @@ Deviations from the sources:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Dict, Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_range
 from memory.q_policy import QPolicy
+from memory.rollout import map_obs
 from networks.heads import DuelingQHead, QHead
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
 from rules.exploration import epsilon_greedy_action
@@ -87,7 +90,11 @@ def make_agent(settings: Settings, task: Task) -> DeepSarsa:
         )
     head = DuelingQHead if settings.dueling else QHead
     q_net = make_q_net(
-        settings, task.spec.observation_space, lambda width: head(width, int(space.n)), task.streams.seed("network")
+        settings,
+        task.spec.observation_space,
+        lambda width: head(width, int(space.n)),
+        task.streams.seed("network"),
+        donor=task.donor,
     )
     return DeepSarsa(settings, q_net, task)
 
@@ -121,11 +128,13 @@ def sarsa_returns(
     """
     num_steps, num_envs = steps.reward.shape
     next_obs = steps.next_obs
-    assert isinstance(next_obs, Tensor)
-    next_q: Tensor = target_q_net(next_obs.flatten(0, 1)).view(num_steps, num_envs, -1)
+    flat = map_obs(lambda part: part.flatten(0, 1), next_obs)
+    next_q: Tensor = target_q_net(flat).view(num_steps, num_envs, -1)
     next_action = torch.cat([steps.action[1:], action_after[None]])
     time_limit = steps.episode_end & ~steps.terminal
-    next_action[time_limit] = epsilon_greedy_action(q_net(next_obs[time_limit]), epsilon, generator)
+    next_action[time_limit] = epsilon_greedy_action(
+        q_net(map_obs(lambda part: part[time_limit], next_obs)), epsilon, generator
+    )
     next_value = next_q.gather(2, next_action[..., None]).squeeze(2)
     discount = settings.gamma * (~steps.terminal).float()
     cut = steps.terminal | steps.episode_end
@@ -145,7 +154,8 @@ class DeepSarsa:
         self._generator = task.streams.torch("deep_sarsa", device=task.device)
         self._rows: list[Transition] = []
         space = task.spec.observation_space
-        row_bytes = 2 * int(np.prod(space.shape or ())) * np.dtype(space.dtype).itemsize + 15
+        parts = space.values() if isinstance(space, Dict) else [space]
+        row_bytes = 2 * sum(int(np.prod(part.shape or ())) * np.dtype(part.dtype).itemsize for part in parts) + 15
         self.memory_bytes = (settings.rollout_steps + 1) * task.spec.num_envs * row_bytes
 
     @property
@@ -174,10 +184,13 @@ class DeepSarsa:
 
         return QPolicy(values, lambda q: epsilon_greedy_action(q, self.epsilon, generator), mode, generator)
 
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         row = transition._replace(reward=reward)
-        self._rows.append(Transition(*(to_device(part, self.learner.device).clone() for part in row)))
+        self._rows.append(Transition(*(map_obs(Tensor.clone, to_device(part, self.learner.device)) for part in row)))
         self.learner.env_steps += int(transition.valid.sum())
 
     def update(self) -> Metrics:
@@ -190,19 +203,20 @@ class DeepSarsa:
 
     def _learn(self) -> Metrics:
         s = self._settings
-        steps = Transition(*(torch.stack(parts) for parts in zip(*self._rows[:-1], strict=True)))
-        assert isinstance(steps.obs, Tensor)
-        if s.center_pixels and not self.learner.updates:
+        steps = Transition(*(_stack(parts) for parts in zip(*self._rows[:-1], strict=True)))
+        if s.measures_mean_image and not self.learner.updates:
+            assert isinstance(steps.obs, Tensor)
             self.learner.center_pixels(steps.obs.float().mean(dim=(0, 1)))
         target = sarsa_returns(
             self.q_net, self.target_q_net, steps, self._rows[-1].action, self.epsilon, s, self._generator
         )
-        obs, action, target = steps.obs[steps.valid], steps.action[steps.valid], target[steps.valid]
+        obs = map_obs(lambda part: part[steps.valid], steps.obs)
+        action, target = steps.action[steps.valid], target[steps.valid]
         metrics: Metrics = {}
         for _ in range(s.epochs):
             order = torch.randperm(len(target), generator=self._generator, device=target.device)
             for chosen in torch.split(order, s.minibatch_size):
-                q = self.q_net(obs[chosen]).gather(1, action[chosen, None]).squeeze(1)
+                q = self.q_net(map_obs(itemgetter(chosen), obs)).gather(1, action[chosen, None]).squeeze(1)
                 metrics = self.learner.step(squared_loss(q, target[chosen]), self.learning_rate)
                 metrics["train/q_mean"] = q.detach().mean()
         return metrics | {"rollout/exploration_rate": self.epsilon}
@@ -226,7 +240,14 @@ class DeepSarsa:
         self.learner.load_state_dict(state)
         rows = state["rows"]
         self._rows = [
-            Transition(**{name: part.to(self.learner.device) for name, part in rows[str(t)].items()})
+            Transition(**{name: to_device(part, self.learner.device) for name, part in rows[str(t)].items()})
             for t in range(len(rows))
         ]
         self._generator.set_state(state["generator"])
+
+
+def _stack(rows: tuple[Any, ...]) -> Any:
+    """T tensors, or dicts of them -> one tensor (T, ...), or a dict."""
+    if isinstance(rows[0], dict):
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return torch.stack(rows)

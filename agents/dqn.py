@@ -44,7 +44,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.prioritized import PrioritizedReplay
 from memory.q_policy import QPolicy
@@ -132,6 +132,7 @@ def make_agent(settings: Settings, task: Task) -> DQN:
         lambda width: make_head(s, width, int(space.n)),
         task.streams.seed("network"),
         s.noisy_sigma if s.noisy else None,
+        task.donor,
     )
     generator = task.streams.numpy("replay")
     replay: Replay | PrioritizedReplay
@@ -310,6 +311,9 @@ class DQN:
 
         return QPolicy(values, lambda q: epsilon_greedy_action(q, self.epsilon, generator), mode, generator)
 
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         self.replay.add(transition, reward)
@@ -318,7 +322,7 @@ class DQN:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

@@ -39,10 +39,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from contract import Acted, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Metrics, Mode, State, Task, Transition
 from faults import check_choice, check_range
 from learners import average, total
-from memory.actor import ActorCriticPolicy, Experience, MeanImage
+from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_net
 from memory.rollout import Rollout, rollout_bytes
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
@@ -131,7 +131,7 @@ def make_agent(settings: Settings, task: Task) -> PPO:
     """
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space)
+        net = make_actor_critic(settings, task.spec.observation_space, task.spec.action_space, task.donor)
     distribution = make_distribution(task.spec.action_space, settings.gaussian, task.device)
     return PPO(settings, net.to(task.device), distribution, task)
 
@@ -203,6 +203,9 @@ class PPO:
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)
 
+    def action_net(self) -> ActionNet:
+        return actor_net(self.net, self._distribution)
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         self.rollout.add(transition, reward, acted.extras)
@@ -217,7 +220,7 @@ class PPO:
         return metrics
 
     def _warm_up(self) -> Metrics:
-        if self._settings.center_pixels:
+        if self._settings.measures_mean_image:
             self._mean_image.add(self.rollout.obs)
             if self._env_steps >= self._settings.learning_starts_env_steps:
                 self.net.center(self._mean_image.mean)

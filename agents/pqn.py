@@ -23,13 +23,14 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, device_of, to_device
 from faults import ConfigError, NonFiniteError, check_choice, check_range
 from learners import average_gradients
 from memory.rollout import Rollout, rollout_bytes
 from networks.backbones import BACKBONES, make_backbone
 from networks.heads import QHead
 from networks.optimizer import load_optimizer_state, optimizer_state
+from networks.transfer import begin_backbone
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 from rules.returns import lambda_returns
 from rules.schedules import linear_schedule
@@ -67,7 +68,12 @@ class Settings:
     reward_scale: float = 1.0
     """Learn from rewards times this; reported returns stay raw."""
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns. With a linear head, a linear probe."""
     layer_norm: bool = True
     """Normalise every hidden layer. Without it nothing holds the values back."""
     bfloat16: bool = False
@@ -117,6 +123,7 @@ def make_agent(settings: Settings, task: Task) -> PQN:
             layer_norm=settings.layer_norm,
         )
         q_net = nn.Sequential(backbone, QHead(backbone.out_dim, int(space.n)))
+    begin_backbone(backbone, settings.backbone, task.donor, settings.backbone_freeze)
     return PQN(settings, q_net.to(task.device), task)
 
 
@@ -168,7 +175,7 @@ class QPolicy:
         else:
             epsilon = self._epsilon if self._mode.value is None else self._mode.value
             action = epsilon_greedy_action(q, epsilon, self._generator)
-        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        home = device_of(obs)
         return Acted(action.to(home), {"value": q.amax(dim=1).to(home)})
 
     def state_dict(self) -> State:
@@ -212,6 +219,9 @@ class PQN:
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         return QPolicy(self.q_net, mode, self._epsilon, generator)
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward

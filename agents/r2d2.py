@@ -26,10 +26,11 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Metrics, Mode, Obs, State, Task, Transition, device_of, to_device
 from faults import ConfigError, check_choice, check_range
 from memory.q_policy import choose_action
 from memory.replay import ReplaySettings
+from memory.rollout import map_obs
 from memory.sequences import SequenceReplay, Sequences
 from networks.heads import DuelingQHead, QHead
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
@@ -99,7 +100,7 @@ def make_agent(settings: Settings, task: Task) -> R2D2:
         assert core is not None
         return RecurrentHead(core, (DuelingQHead if s.dueling else QHead)(core.out_dim, num_actions))
 
-    q_net = make_q_net(s, spec.observation_space, make_memory, task.streams.seed("network"))
+    q_net = make_q_net(s, spec.observation_space, make_memory, task.streams.seed("network"), donor=task.donor)
     state_dim = head_of(q_net).core.state_dim
     replay = SequenceReplay(s.replay_capacity, spec, length, state_dim, task.streams.numpy("replay"))
     return R2D2(s, q_net, replay, task)
@@ -116,6 +117,18 @@ class RecurrentHead(nn.Module):
         """Features (N, D) and state (N, state_dim) -> action values (N, A) and next state."""
         output, state = self.core(features, state)
         return self.q(output), state
+
+
+class RecurrentQNet(nn.Module):
+    """Backbone and head as one step: observation (N, *obs_shape) and state -> action values (N, A) and next state."""
+
+    def __init__(self, q_net: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone, self.head = q_net
+
+    def forward(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        values: tuple[Tensor, Tensor] = self.head(self.backbone(obs), state)
+        return values
 
 
 def head_of(q_net: nn.Sequential) -> RecurrentHead:
@@ -137,7 +150,7 @@ def unroll(q_net: nn.Sequential, sequences: Sequences, burn_in: int) -> Unrolled
     """Steps a network through sequences, from their stored states; no gradient crosses the end of the burn-in."""
     backbone, head = q_net[0], head_of(q_net)
     steps, batch = sequences.reward.shape
-    features = backbone(sequences.obs.flatten(0, 1)).view(steps, batch, -1)
+    features = backbone(map_obs(_join, sequences.obs)).view(steps, batch, -1)
     state, values, states = sequences.state, [], []
     for t in range(steps):
         if t == burn_in:
@@ -147,8 +160,13 @@ def unroll(q_net: nn.Sequential, sequences: Sequences, burn_in: int) -> Unrolled
         values.append(q)
         states.append(state)
     with torch.no_grad():
-        next_q, _ = head(backbone(sequences.next_obs.flatten(0, 1)), torch.cat(states))
+        next_q, _ = head(backbone(map_obs(_join, sequences.next_obs)), torch.cat(states))
     return Unrolled(torch.stack(values), next_q.view(steps, batch, -1))
+
+
+def _join(part: Tensor) -> Tensor:
+    """(T, B, ...) -> (T * B, ...)."""
+    return part.flatten(0, 1)
 
 
 def r2d2_loss(
@@ -192,7 +210,6 @@ class RecurrentQPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        assert isinstance(obs, Tensor)
         backbone, head = self._agent.q_net[0], head_of(self._agent.q_net)
         before, start = self._state, episode_start.to(self._state.device)
         features = backbone(to_device(obs, before.device))
@@ -200,7 +217,7 @@ class RecurrentQPolicy:
         action = choose_action(
             q, self._mode, lambda q: epsilon_greedy_action(q, self._agent.epsilon, self._generator), self._generator
         )
-        return Acted(action.to(obs.device), {"q": q, "state": before, "episode_start": start})
+        return Acted(action.to(device_of(obs)), {"q": q, "state": before, "episode_start": start})
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state(), "state": self._state}
@@ -243,6 +260,9 @@ class R2D2:
             raise ConfigError("agent=r2d2 has no stochastic policy of its own; use epsilon=<x> or temperature=<x>")
         return RecurrentQPolicy(self, mode, num_envs, generator)
 
+    def action_net(self) -> ActionNet:
+        return ActionNet(RecurrentQNet(self.q_net), "values", head_of(self.q_net).core.state_dim)
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         self.replay.add(transition, reward, acted.extras["state"], acted.extras["episode_start"])
@@ -251,7 +271,7 @@ class R2D2:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

@@ -32,7 +32,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
+from contract import Acted, ActionNet, Batch, Metrics, Mode, Obs, State, Task, Transition, to_device
 from faults import ConfigError, check_choice, check_range
 from learners import average
 from memory.q_policy import QPolicy
@@ -100,7 +100,11 @@ def make_agent(settings: Settings, task: Task) -> SoftmaxDQN:
         )
     head = DuelingQHead if s.dueling else QHead
     q_net = make_q_net(
-        s, task.spec.observation_space, lambda width: head(width, int(space.n)), task.streams.seed("network")
+        s,
+        task.spec.observation_space,
+        lambda width: head(width, int(space.n)),
+        task.streams.seed("network"),
+        donor=task.donor,
     )
     replay = Replay(s.replay_capacity, task.spec, s.gamma, s.n_step, task.streams.numpy("replay"))
     return SoftmaxDQN(s, q_net, replay, task)
@@ -172,6 +176,9 @@ class SoftmaxDQN:
 
         return QPolicy(values, lambda q: boltzmann_action(q, self.temperature, generator), mode, generator)
 
+    def action_net(self) -> ActionNet:
+        return ActionNet(self.q_net, "values")
+
     def observe(self, transition: Transition, acted: Acted) -> None:
         reward = transition.reward.clamp(-1, 1) if self._settings.clip_reward else transition.reward
         self.replay.add(transition, reward)
@@ -181,7 +188,7 @@ class SoftmaxDQN:
     def update(self) -> Metrics:
         metrics: Metrics = {}
         due = self._settings.updates_due(self.learner.env_steps)
-        if due and not self.learner.updates and self._settings.center_pixels:
+        if due and not self.learner.updates and self._settings.measures_mean_image:
             self.learner.center_pixels(self.replay.mean_obs())
         while self.learner.updates < due:
             metrics = self._gradient_step()

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contract import Acted, Batch, Metrics, Mode, State, Task, Transition
+from contract import Acted, ActionNet, Batch, Metrics, Mode, State, Task, Transition
 from faults import check_range
-from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings
+from memory.continuous import ActionBounds, ContinuousPolicy, ContinuousSettings, InEnvUnits
 from memory.replay import Replay
-from networks.backbones import make_backbone
-from networks.continuous import Critic, DeterministicActor, polyak_update
+from networks.backbones import Backbone
+from networks.continuous import Critic, DeterministicActor, make_encoder, polyak_update
 from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from rules.targets import clipped_double_q_target, smoothed_action
 
@@ -61,10 +61,14 @@ def make_agent(settings: Settings, task: Task) -> TD3:
     """
     bounds = ActionBounds(task.spec, "td3", task.device)
     space, sizes = task.spec.observation_space, settings.hidden_sizes
+
+    def encoder() -> Backbone:
+        return make_encoder(settings.backbone, space, task.donor, settings.backbone_freeze)
+
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))
-        actor = DeterministicActor(make_backbone("auto", space, []), sizes, bounds.action_dim)
-        critic = Critic(make_backbone("auto", space, []), sizes, bounds.action_dim, count=2)
+        actor = DeterministicActor(encoder(), sizes, bounds.action_dim)
+        critic = Critic(encoder(), sizes, bounds.action_dim, count=2)
     replay = Replay(settings.replay_capacity, task.spec, settings.gamma, 1, task.streams.numpy("replay"))
     return TD3(settings, actor.to(task.device), critic.to(task.device), bounds, replay, task)
 
@@ -161,6 +165,9 @@ class TD3:
 
     def _warming_up(self) -> bool:
         return self._env_steps < self._settings.learning_starts_env_steps
+
+    def action_net(self) -> ActionNet:
+        return ActionNet(InEnvUnits(self.actor, self.actor, self._bounds), "action")
 
     def observe(self, transition: Transition, acted: Acted) -> None:
         unit_action = self._bounds.to_unit(transition.action)

@@ -116,6 +116,15 @@ def _vector_env(
     return env
 
 
+def atari_actions(settings: AtariSettings) -> list[str]:
+    """The joystick positions of a game, in the order of its actions."""
+    from ale_py.env import AtariEnv
+
+    settings = resolve(settings)
+    game = AtariEnv(gym.registry[settings.id].kwargs["game"], full_action_space=bool(settings.full_action_space))
+    return [str(name) for name in game.get_action_meanings()]
+
+
 class AtariCamera:
     """Colour frames of a game that is being played in another emulator: same seed, same actions, same game."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from contract import Streams
-from envs.atari import AtariCamera
+from envs.atari import AtariCamera, atari_actions
 from envs.settings import AtariSettings, DrivingSettings, EnvSettings, GymnasiumSettings
 from faults import EnvError, StorageError
 
@@ -79,6 +79,18 @@ def make_camera(settings: EnvSettings, streams: Streams, stream: str) -> Camera:
 
         return DrivingCamera(settings.id, settings.parameters, driving_config_of(settings, streams, stream))
     return AtariCamera(settings) if isinstance(settings, AtariSettings) else GymnasiumCamera(settings)
+
+
+def action_names(settings: EnvSettings, space: gym.Space[Any]) -> list[str]:
+    """What a person calls the actions, or the numbers of a continuous one; their indices where nobody says."""
+    if isinstance(settings, DrivingSettings):
+        from envs.driving.batch import ACTIONS
+
+        return list(ACTIONS)
+    if isinstance(settings, AtariSettings):
+        return atari_actions(settings)
+    count = int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
+    return [f"action {k}" for k in range(count)]
 
 
 def write_video(frames: list[np.ndarray], path: Path, fps: float) -> None:

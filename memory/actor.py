@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from contract import Acted, Mode, Obs, State, to_device
+from contract import Acted, ActionNet, Mode, Obs, State, device_of, to_device
 from faults import ConfigError
 from learners import total
 from memory.rollout import Rollout, map_obs, select_columns
@@ -65,7 +65,7 @@ class ActorCriticPolicy:
         extras = {"raw_action": raw, "log_prob": self._distribution.log_prob(parameters, raw), "value": value}
         if state.shape[1]:
             extras |= {"state": state, "next_state": next_state, "episode_start": start}
-        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        home = device_of(obs)
         return Acted(self._distribution.to_action(raw).to(home), {k: v.to(home) for k, v in extras.items()})
 
     def state_dict(self) -> State:
@@ -74,6 +74,29 @@ class ActorCriticPolicy:
     def load_state_dict(self, state: State) -> None:
         self._generator.set_state(state["generator"])
         self._state.copy_(state["state"])
+
+
+class ActorNet(nn.Module):
+    """What the greedy policy of an actor-critic network goes by: logits, or the continuous action itself."""
+
+    def __init__(self, net: Any, distribution: ActionDistribution) -> None:
+        super().__init__()
+        self.net, self._distribution = net, distribution
+
+    def forward(self, obs: Any, state: Tensor | None = None) -> Any:
+        """(N, *obs_shape), and with a recurrent core (N, state_dim) -> (N, K), and with a core the next state."""
+        features = self.net.backbone(obs)
+        if state is not None:
+            features, state = self.net.core(features, state)
+        parameters = self.net.distribution(features)
+        if self.net.log_std is not None:
+            parameters = self._distribution.to_action(self._distribution.mode(parameters))
+        return parameters if state is None else (parameters, state)
+
+
+def actor_net(net: Any, distribution: ActionDistribution) -> ActionNet:
+    """The `ActionNet` of an agent with an actor-critic network."""
+    return ActionNet(ActorNet(net, distribution), "logits" if net.log_std is None else "action", net.state_dim)
 
 
 class Experience(NamedTuple):

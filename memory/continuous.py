@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from torch import Tensor
+from torch import Tensor, nn
 
-from contract import Acted, EnvSpec, Mode, Obs, State
+from contract import Acted, EnvSpec, Mode, Obs, State, device_of, to_device
 from faults import ConfigError, check_range
 
 
@@ -31,8 +31,15 @@ class ContinuousSettings:
     """Until then actions are uniformly random and nothing is learned."""
     tau: float = 0.005
     """How far the target networks move towards the networks at each of their updates, in (0, 1]."""
+    backbone: str = "auto"
+    """What reads images before the hidden layers of actor and critics, for each of them: auto (nature_cnn), or another
+    one of networks/backbones.py. Other observations need none."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns."""
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    """Layer widths of actor and critics. Images are read by a Nature CNN before them."""
+    """Layer widths of actor and critics."""
 
     def __post_init__(self) -> None:
         check_range("agent.gamma", self.gamma, 0, 1)
@@ -101,6 +108,17 @@ def _has_width(space: Box) -> bool:
     return bool((np.isfinite(width) & (width > 0)).all())
 
 
+class InEnvUnits(nn.Module):
+    """The best action as the environment takes it: (N, *obs_shape) -> (N, action_dim)."""
+
+    def __init__(self, actor: nn.Module, best: Callable[[Tensor], Tensor], bounds: ActionBounds) -> None:
+        super().__init__()
+        self.actor, self._best, self._bounds = actor, best, bounds
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self._bounds.to_env(self._best(obs))
+
+
 class ContinuousPolicy:
     """Acts by an agent's functions of the observation; draws uniformly until learning starts (`train` only)."""
 
@@ -137,15 +155,14 @@ class ContinuousPolicy:
 
     @torch.no_grad()
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
-        assert isinstance(obs, Tensor)
         if self._mode == "train" and self._warming_up():
-            shape = (len(obs), self._bounds.action_dim)
+            shape = (len(episode_start), self._bounds.action_dim)
             unit_action = 2 * torch.rand(shape, generator=self._generator, device=self._device) - 1
         elif self._mode == "greedy":
-            unit_action = self._best(obs.to(self._device))
+            unit_action = self._best(to_device(obs, self._device))
         else:
-            unit_action = self._draw(obs.to(self._device), self._generator)
-        return Acted(self._bounds.to_env(unit_action).to(obs.device))
+            unit_action = self._draw(to_device(obs, self._device), self._generator)
+        return Acted(self._bounds.to_env(unit_action).to(device_of(obs)))
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contract import Acted, Mode, Obs, State
+from contract import Acted, Mode, Obs, State, device_of
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 
 
@@ -47,7 +47,7 @@ class QPolicy:
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
         q = self._values(obs)
         action = choose_action(q, self._mode, self._explore, self._generator)
-        home = (next(iter(obs.values())) if isinstance(obs, dict) else obs).device
+        home = device_of(obs)
         return Acted(action.to(home), {"q": q})
 
     def state_dict(self) -> State:

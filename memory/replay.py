@@ -4,6 +4,7 @@ A ring of T rows of N environments. What differs between observations is only wh
 
     VectorStore   obs and next_obs side by side
     FrameStore    each frame once; stacks are put together when they are sampled (1,000,000 Atari steps take 7.1 GB)
+    SensesStore   observations of several parts: a VectorStore for each
 
 Sources:
     Mnih et al. 2015, Nature 518, "Methods": uniform replay; frames stored once.
@@ -16,14 +17,15 @@ Deviations:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from contract import Batch, EnvSpec, State, Transition
+from contract import Batch, EnvSpec, Obs, State, Transition
 from faults import ConfigError, check_range
 
 
@@ -71,9 +73,9 @@ class ObsStore(Protocol):
 
     def write(self, row: int, transition: Transition) -> None: ...
 
-    def obs(self, rows: Tensor, envs: Tensor) -> Tensor: ...
+    def obs(self, rows: Tensor, envs: Tensor) -> Obs: ...
 
-    def next_obs(self, rows: Tensor, envs: Tensor) -> Tensor: ...
+    def next_obs(self, rows: Tensor, envs: Tensor) -> Obs: ...
 
     def mean(self, filled: int) -> Tensor: ...
 
@@ -202,6 +204,51 @@ class FrameStore:
         self._last_frame = {slot: frame.clone() for slot, frame in pairs}
 
 
+class SensesStore:
+    """Observations of several parts, each in a store of its own."""
+
+    history = 0
+    lookahead = 0
+
+    def __init__(self, rows: int, spec: EnvSpec) -> None:
+        assert isinstance(spec.observation_space, gym.spaces.Dict)
+        self._parts = {
+            name: VectorStore(rows, replace(spec, observation_space=space))
+            for name, space in spec.observation_space.items()
+        }
+        self.bytes = sum(part.bytes for part in self._parts.values())
+
+    def write(self, row: int, transition: Transition) -> None:
+        obs, next_obs = transition.obs, transition.next_obs
+        assert isinstance(obs, dict)
+        assert isinstance(next_obs, dict)
+        for name, part in self._parts.items():
+            part.write(row, transition._replace(obs=obs[name], next_obs=next_obs[name]))
+
+    def obs(self, rows: Tensor, envs: Tensor) -> dict[str, Tensor]:
+        return {name: part.obs(rows, envs) for name, part in self._parts.items()}
+
+    def next_obs(self, rows: Tensor, envs: Tensor) -> dict[str, Tensor]:
+        return {name: part.next_obs(rows, envs) for name, part in self._parts.items()}
+
+    def mean(self, filled: int) -> Tensor:
+        raise ConfigError("observations of several senses have no one mean image")
+
+    def state_dict(self, filled: int) -> State:
+        return {name: part.state_dict(filled) for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+
+
+def make_store(rows: int, spec: EnvSpec) -> ObsStore:
+    """The store that fits the observations."""
+    if isinstance(spec.observation_space, gym.spaces.Dict):
+        return SensesStore(rows, spec)
+    return FrameStore(rows, spec) if spec.frame_stack > 1 else VectorStore(rows, spec)
+
+
 class Replay:
     """A ring of transitions from N environments, sampled uniformly as n-step batches."""
 
@@ -219,9 +266,8 @@ class Replay:
         self._gamma, self._n_step = gamma, n_step
         self._generator = generator
         rows = -(-capacity // spec.num_envs)
-        stacked = spec.frame_stack > 1
-        self._rows = rows + spec.frame_stack if stacked else rows
-        self._store: ObsStore = FrameStore(self._rows, spec) if stacked else VectorStore(self._rows, spec)
+        self._rows = rows + spec.frame_stack if spec.frame_stack > 1 else rows
+        self._store = make_store(self._rows, spec)
         action_shape = spec.action_space.shape or ()
         action_dtype = torch.float32 if action_shape else torch.int64
         self._action = torch.zeros(self._rows, self._num_envs, *action_shape, dtype=action_dtype)

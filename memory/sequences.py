@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contract import EnvSpec, State, Transition, to_device
-from memory.replay import FrameStore, ObsStore, VectorStore
+from contract import EnvSpec, Obs, State, Transition, to_device
+from memory.replay import make_store
+from memory.rollout import map_obs
 
 COLUMNS = ("action", "reward", "terminal", "episode_end", "valid", "episode_start", "state")
 
@@ -26,13 +27,13 @@ COLUMNS = ("action", "reward", "terminal", "episode_end", "valid", "episode_star
 class Sequences(NamedTuple):
     """B sequences of T steps."""
 
-    obs: Tensor
+    obs: Obs
     """(T, B, *obs_shape)."""
     action: Tensor
     """(T, B) int64."""
     reward: Tensor
     """(T, B) float32, as the learner sees rewards."""
-    next_obs: Tensor
+    next_obs: Obs
     """(T, B, *obs_shape): the true ones."""
     terminal: Tensor
     """(T, B) bool."""
@@ -68,7 +69,7 @@ class SequenceReplay:
         self._num_envs, self._length, self._generator = spec.num_envs, length, generator
         stacked = spec.frame_stack > 1
         self._rows = max(-(-capacity // spec.num_envs), length) + (spec.frame_stack if stacked else 0)
-        self._store: ObsStore = FrameStore(self._rows, spec) if stacked else VectorStore(self._rows, spec)
+        self._store = make_store(self._rows, spec)
         shape = (self._rows, spec.num_envs)
         self._action = torch.zeros(shape, dtype=torch.int64)
         self._reward = torch.zeros(shape)
@@ -128,10 +129,10 @@ class SequenceReplay:
             return obs.view(self._length, batch_size, *obs.shape[1:])
 
         return Sequences(
-            obs=unflat(self._store.obs(row.flatten(), envs.flatten())),
+            obs=map_obs(unflat, self._store.obs(row.flatten(), envs.flatten())),
             action=self._action[row, envs],
             reward=self._reward[row, envs],
-            next_obs=unflat(self._store.next_obs(row.flatten(), envs.flatten())),
+            next_obs=map_obs(unflat, self._store.next_obs(row.flatten(), envs.flatten())),
             terminal=self._terminal[row, envs],
             episode_end=self._episode_end[row, envs],
             valid=self._valid[row, envs],

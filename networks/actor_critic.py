@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from faults import ConfigError, check_choice, check_range
 from networks.backbones import ACTIVATIONS, BACKBONES, CNN, MLP, Backbone, make_backbone
 from networks.recurrent import CORES, Core, make_core
+from networks.transfer import Donor, begin_backbone
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -23,7 +24,12 @@ class NetworkSettings:
     """The `agent.*` keys of every agent with an actor-critic network."""
 
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns. With a linear head, a linear probe."""
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
     """Layer widths of the mlp."""
     activation: str = "tanh"
@@ -55,6 +61,11 @@ class NetworkSettings:
             raise ConfigError(
                 f"agent.core={self.core} is fed by one backbone: agent.shared_backbone must be true or null"
             )
+
+    @property
+    def measures_mean_image(self) -> bool:
+        """Whether the image to subtract is still to be found; a given backbone brings its own."""
+        return self.center_pixels and self.backbone_init is None
 
 
 class ActorCritic(nn.Module):
@@ -128,7 +139,7 @@ class ActorCritic(nn.Module):
         if self.core is not None:
             features, state = self.core(features, state.masked_fill(episode_start[:, None], 0.0))
         own = features if self.value_backbone is None else self.value_backbone(obs)
-        return self._distribution(features), self.value_head(own).squeeze(-1), state
+        return self.distribution(features), self.value_head(own).squeeze(-1), state
 
     def unroll(self, obs: Obs, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T steps of N environments: the same numbers as T calls of `forward`, and gradients through time.
@@ -148,9 +159,10 @@ class ActorCritic(nn.Module):
             unrolled, state = self.core.unroll(features.view(*steps, -1), state, episode_start)
             features = unrolled.flatten(0, 1)
         own = features if self.value_backbone is None else self.value_backbone(flat)
-        return self._distribution(features).view(*steps, -1), self.value_head(own).view(steps), state
+        return self.distribution(features).view(*steps, -1), self.value_head(own).view(steps), state
 
-    def _distribution(self, features: Tensor) -> Tensor:
+    def distribution(self, features: Tensor) -> Tensor:
+        """Features (N, D) -> the distribution's parameters (N, ...)."""
         mean: Tensor = self.policy_head(features)
         return mean if self.log_std is None else torch.cat([mean, self.log_std.expand_as(mean)], dim=-1)
 
@@ -163,8 +175,7 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
         Saxe, McClelland and Ganguli 2014, arXiv:1312.6120.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
-        assert module.bias is not None
-        weights, biases = [module.weight], [module.bias]
+        weights, biases = [module.weight], [] if module.bias is None else [module.bias]
     elif isinstance(module, nn.RNNCellBase):
         weights, biases, gain = [module.weight_ih, module.weight_hh], [module.bias_ih, module.bias_hh], 1.0
     else:
@@ -176,7 +187,10 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
 
 
 def make_actor_critic(
-    settings: NetworkSettings, observation_space: gym.Space[Any], action_space: gym.Space[Any]
+    settings: NetworkSettings,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    donor: Donor | None = None,
 ) -> ActorCritic:
     """Builds an actor-critic network from the keys of an agent.
 
@@ -184,9 +198,10 @@ def make_actor_critic(
         settings: the keys.
         observation_space: see `make_backbone`.
         action_space: Discrete, or Box with one axis.
+        donor: whose backbone to begin with, for policy and value.
 
     Raises:
-        ConfigError: if a space cannot be read.
+        ConfigError: if a space cannot be read, or the backbone is not the donor's.
     """
     if not isinstance(action_space, Discrete) and not (isinstance(action_space, Box) and len(action_space.shape) == 1):
         raise ConfigError(f"actions must be Discrete or a Box with one axis, not {action_space}")
@@ -206,4 +221,8 @@ def make_actor_critic(
     shared = settings.shared_backbone
     if shared is None:
         shared = core is not None or not isinstance(backbone, MLP)
-    return ActorCritic(backbone, core, action_space, None if shared else build())
+    net = ActorCritic(backbone, core, action_space, None if shared else build())
+    for each in (net.backbone, net.value_backbone):
+        if each is not None:
+            begin_backbone(each, settings.backbone, donor, settings.backbone_freeze)
+    return net

@@ -7,9 +7,10 @@ codes: names, not amounts. They enter one-hot.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,18 +20,23 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 
 from faults import ConfigError
-from learners import average
+from networks.cnns import CNN, CNNS, Backbone, ConvNet, ImageBackbone, LeNet
+from networks.resnet import ImpalaCNN, ResNet
 
-BACKBONES = ("auto", "mlp", "nature_cnn", "nips_cnn", "small_cnn")
+__all__ = ["ACTIVATIONS", "BACKBONES", "CNN", "MLP", "Backbone", "Fusion", "ImageBackbone", "cost", "make_backbone"]
+
+IMAGE_BACKBONES: dict[str, Callable[..., ImageBackbone]] = {
+    "lenet": LeNet,
+    "convnet": ConvNet,
+    **{name: partial(CNN, convolutions=layers, out_dim=width) for name, (layers, width) in CNNS.items()},
+    "impala_cnn": ImpalaCNN,
+    "resnet": partial(ResNet, blocks=(3, 3, 3, 3)),
+    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2), imagenet=True),
+}
+BACKBONES = ("auto", "mlp", *IMAGE_BACKBONES)
 MAX_CODES = 64
 """A space of bytes with fewer values than this holds class codes; brightness has 256."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
-
-
-class Backbone(nn.Module):
-    """Observation (N, *obs_shape) -> features (N, out_dim)."""
-
-    out_dim: int
 
 
 def make_backbone(
@@ -77,8 +83,32 @@ def make_backbone(
     if not image:
         raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
     assert space.shape is not None
-    convolutions, out_dim = CNNS[name]
-    return CNN(space.shape, convolutions, out_dim, center_pixels, bfloat16, layer_norm)
+    if center_pixels and name not in CNNS:
+        raise ConfigError(f"agent.center_pixels is known to {', '.join(CNNS)}, not to {name}")
+    if layer_norm and name == "impala_cnn":
+        raise ConfigError("impala_cnn has no normalisation; set agent.layer_norm=false or use another backbone")
+    options = {"center_pixels": center_pixels} if name in CNNS else {}
+    if not name.startswith(("resnet", "impala")):  # a ResNet is normalised in its own way, always
+        options["layer_norm"] = layer_norm
+    return IMAGE_BACKBONES[name](space.shape, bfloat16=bfloat16, **options)
+
+
+class Cost(NamedTuple):
+    """How large a network is."""
+
+    parameters: int
+    multiply_adds: int
+    """Of one input, in convolutions and matrix products."""
+
+
+def cost(backbone: Backbone, obs_shape: Sequence[int]) -> Cost:
+    """Counts what a backbone does with one observation of a shape, of bytes; nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode  # only here: whoever counts waits for its imports
+
+    net = copy.deepcopy(backbone).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *obs_shape, dtype=torch.uint8, device="meta"))
+    return Cost(sum(p.numel() for p in backbone.parameters()), counter.get_total_flops() // 2)
 
 
 def is_image(space: gym.Space[Any]) -> bool:
@@ -118,10 +148,10 @@ class OneHot(Backbone):
 
     def index(self, obs: Tensor) -> Tensor:
         """Where the ones are: (N, K) int64."""
-        return obs.reshape(len(obs), -1) + self.offset
+        return obs.reshape(obs.shape[0], self.offset.shape[0]) + self.offset
 
     def forward(self, obs: Tensor) -> Tensor:
-        return torch.zeros(len(obs), self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)
+        return torch.zeros(obs.shape[0], self.out_dim, device=obs.device).scatter_(1, self.index(obs), 1.0)
 
 
 class OneHotLinear(nn.EmbeddingBag):
@@ -148,7 +178,7 @@ class Flatten(Backbone):
         self.scale = scale
 
     def forward(self, obs: Tensor) -> Tensor:
-        flat = obs.reshape(len(obs), self.out_dim).float()
+        flat = obs.reshape(obs.shape[0], self.out_dim).float()
         return flat if self.scale == 1.0 else flat * self.scale
 
 
@@ -192,85 +222,3 @@ class Fusion(Backbone):
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         return torch.cat([part(obs[name]) for name, part in self.parts.items()], dim=1)
-
-
-class CNN(Backbone):
-    """Convolutions without padding, then one fully connected layer, ReLU after each: (N, C, H, W) -> (N, out_dim).
-
-    Pixels enter as x / 255, or, with `center_pixels`, as (x - mean image) / 64 once `center` has been called. With
-    `layer_norm` the channels of each pixel are normalised before the ReLU, as Flax's LayerNorm does (some PyTorch code
-    normalises all pixels of an image together, which is another network).
-    """
-
-    pixel_mean: Tensor
-
-    def __init__(
-        self,
-        image_shape: tuple[int, ...],
-        convolutions: Sequence[tuple[int, int, int]],
-        out_dim: int,
-        center_pixels: bool = False,
-        bfloat16: bool = False,
-        layer_norm: bool = False,
-    ) -> None:
-        """Builds the layers.
-
-        Args:
-            image_shape: channels, height, width.
-            convolutions: (filters, kernel size, stride) of each.
-            out_dim: width of the fully connected layer.
-            center_pixels: see the class.
-            bfloat16: compute in bfloat16. About 1.6 times as fast where the hardware has instructions for it
-                (AVX512-BF16, AMX, recent GPUs), many times slower where it has not.
-            layer_norm: see the class.
-        """
-        super().__init__()
-        planes, *size = image_shape
-        layers = []
-        for filters, kernel, stride in convolutions:
-            if min(size) < kernel:
-                raise ConfigError(
-                    f"an image of {image_shape[1]}x{image_shape[2]} pixels is too small for this backbone"
-                )
-            layers.append(nn.Conv2d(planes, filters, kernel, stride))
-            size, planes = [(s - kernel) // stride + 1 for s in size], filters
-        self.first, self.rest = layers[0], nn.ModuleList(layers[1:])
-        self.linear = nn.Linear(planes * size[0] * size[1], out_dim)
-        widths = [filters for filters, _, _ in convolutions]
-        self.norms = nn.ModuleList(nn.LayerNorm(n) if layer_norm else nn.Identity() for n in [*widths, out_dim])
-        self.out_dim = out_dim
-        self.center_pixels, self.computes_bfloat16 = center_pixels, bfloat16
-        if center_pixels:
-            self.register_buffer("pixel_mean", torch.zeros(image_shape))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def center(self, pixel_mean: Tensor) -> None:
-        """Sets the image (C, H, W), in pixel values, that is subtracted from every input."""
-        self.pixel_mean.copy_(average(pixel_mean))  # learners have seen equally many
-
-    def forward(self, image: Tensor) -> Tensor:
-        # Scaling the kernel (a few thousand numbers) and subtracting the mean image's response is the same function as
-        # scaling and subtracting on millions of pixels.
-        kernel = self.first.weight * (1 / 64 if self.center_pixels else 1 / 255)
-        with torch.autocast(image.device.type, torch.bfloat16) if self.computes_bfloat16 else nullcontext():
-            x = image.to(torch.float32, memory_format=torch.channels_last)
-            x = F.conv2d(x, kernel, self.first.bias, self.first.stride)
-            if self.center_pixels:
-                x = x - F.conv2d(self.pixel_mean[None], kernel, None, self.first.stride)
-            # Channels last, as it lies in memory: to normalise and to flatten it takes no copy.
-            x = F.relu_(self.norms[0](x.permute(0, 2, 3, 1)))
-            for layer, norm in zip(self.rest, self.norms[1:], strict=False):
-                x = F.relu_(norm(layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-            features: Tensor = F.relu_(self.norms[-1](self.linear(x.flatten(1))))
-        return features.float()
-
-
-CNNS: dict[str, tuple[Sequence[tuple[int, int, int]], int]] = {
-    # Mnih et al. 2015, Nature 518, "Methods": 1.69 million parameters with its head on 84x84x4.
-    "nature_cnn": ([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512),
-    # Mnih et al. 2013, arXiv:1312.5602, section 4.1: a third of the Nature network's work.
-    "nips_cnn": ([(16, 8, 4), (32, 4, 2)], 256),
-    # For images of about 42x42 pixels.
-    "small_cnn": ([(16, 4, 2), (32, 4, 2)], 256),
-}
-"""(filters, kernel size, stride) of each convolution, and the width of the fully connected layer."""

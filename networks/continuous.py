@@ -7,15 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.backbones import MLP, Backbone
+from faults import check_choice
+from networks.backbones import BACKBONES, MLP, Backbone, make_backbone
+from networks.transfer import Donor, begin_backbone
 
 LOG_STD_RANGE = (-20.0, 2.0)
 """Between these a `GaussianActor` keeps the logarithm of the standard deviation."""
+
+
+def make_encoder(name: str, space: gym.Space[Any], donor: Donor | None, freeze: bool) -> Backbone:
+    """What reads observations before the hidden layers: a CNN for images, for everything else nothing that learns.
+
+    Args:
+        name: one of `BACKBONES`.
+        space: of the observations.
+        donor: whose backbone to begin with.
+        freeze: never change it.
+
+    Raises:
+        ConfigError: if the backbone cannot read the observations, or is not the donor's.
+    """
+    check_choice("agent.backbone", name, BACKBONES)
+    encoder = make_backbone(name, space, [])
+    begin_backbone(encoder, name, donor, freeze)
+    return encoder
 
 
 class DeterministicActor(nn.Module):

@@ -65,7 +65,7 @@ def descend(optimizer: Optimizer, loss: Tensor, update: int, what: str) -> Tenso
     Raises:
         NonFiniteError: before the step, if loss or gradient is not finite: afterwards every weight would be NaN.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters)
     average_gradients(gradients)
     norm = nn.utils.get_total_norm(gradients)

@@ -15,6 +15,7 @@ from faults import check_choice, check_range
 from networks.backbones import BACKBONES, CNN, make_backbone
 from networks.noisy import make_noisy
 from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
+from networks.transfer import Donor, begin_backbone
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class QLearnerSettings:
     clip_reward: bool = False
     """Learn from rewards clipped to [-1, 1]; reported returns stay raw."""
     backbone: str = "auto"
-    """auto (nature_cnn for images, else mlp), mlp, nature_cnn, nips_cnn, small_cnn."""
+    """auto (nature_cnn for images, else mlp), mlp, lenet, convnet, nature_cnn, nips_cnn, small_cnn, impala_cnn, resnet,
+    resnet18."""
+    backbone_init: str | None = None
+    """A run folder, or latest: begin with the weights of its backbone, be it an agent's or a classifier's."""
+    backbone_freeze: bool = False
+    """Never change the backbone: only what stands on it learns. With a linear head, a linear probe."""
     center_pixels: bool = False
     """Subtract the mean image of the steps before learning starts from every image."""
     bfloat16: bool = False
@@ -52,6 +58,11 @@ class QLearnerSettings:
         for size in self.hidden_sizes:
             check_range("agent.hidden_sizes", size, 1, 1_000_000)
 
+    @property
+    def measures_mean_image(self) -> bool:
+        """Whether the image to subtract is still to be found; a given backbone brings its own."""
+        return self.center_pixels and self.backbone_init is None
+
 
 def make_q_net(
     settings: QLearnerSettings,
@@ -59,6 +70,7 @@ def make_q_net(
     make_head: Callable[[int], nn.Module],
     seed: int,
     noisy_sigma: float | None = None,
+    donor: Donor | None = None,
 ) -> nn.Sequential:
     """Builds backbone and head; their initial weights are a function of `seed` alone.
 
@@ -68,9 +80,10 @@ def make_q_net(
         make_head: builds the head for features of a width.
         seed: of the initial weights.
         noisy_sigma: if set, every linear layer is a noisy one.
+        donor: whose backbone to begin with.
 
     Raises:
-        ConfigError: if the backbone cannot read the observations.
+        ConfigError: if the backbone cannot read the observations, or is not the donor's.
     """
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(seed)
@@ -79,6 +92,7 @@ def make_q_net(
         q_net = nn.Sequential(backbone, make_head(backbone.out_dim))
         if noisy_sigma is not None:
             make_noisy(q_net, noisy_sigma)
+        begin_backbone(backbone, s.backbone, donor, s.backbone_freeze)
         return q_net
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,6 +33,10 @@ from faults import ConfigError, check_range, closest
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("agent", "env", "experiment", "sweep")
 """The keys that choose files."""
+SALIENCY_METHODS = ("gradient", "grad_cam", "occlusion")
+"""What `explain=` chooses from (training/saliency.py); true is the first."""
+EXPORTS = ("onnx", "onnx_int8")
+"""What `export=` chooses from (training/export.py)."""
 S = TypeVar("S")
 
 
@@ -183,19 +187,34 @@ def check_overrides(overrides: Sequence[str], catalogue: EnvCatalogue, sweep: bo
     """
     for override in parse_overrides(overrides):
         key = override.key_or_group
-        if override.is_delete():
-            raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
-        if override.is_sweep_override() and not sweep:
-            raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
-        if re.match(r"(hydra|sweep)\b", key) and not sweep:
-            raise ConfigError(f"'{key}' works with --multirun only")
-        if re.match(r"hydra\b", key):
-            continue
-        if override.package is not None or key == "by_family":
+        check_override(override, sweep, _known_keys)
+        if key == "by_family":
             raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, _known_keys())}")
         if key in GROUPS:
             for choice in _choices(override):
                 _check_group(key, choice, catalogue)
+
+
+def check_override(override: Override, sweep: bool, known_keys: Callable[[], Iterable[str]]) -> None:
+    """Refuses an override that sets no key of the configuration.
+
+    Args:
+        override: one `key=value`.
+        sweep: whether it may have several values, and set Hydra's own keys.
+        known_keys: all keys, for the error line.
+
+    Raises:
+        ConfigError: naming the override.
+    """
+    key = override.key_or_group
+    if override.is_delete():
+        raise ConfigError(f"'~{key}' would remove a key; every run has all of them: set it instead")
+    if override.is_sweep_override() and not sweep:
+        raise ConfigError(f"'{override.input_line}' is a sweep: put quotes around the value, or add --multirun")
+    if re.match(r"(hydra|sweep)\b", key) and not sweep:
+        raise ConfigError(f"'{key}' works with --multirun only")
+    if override.package is not None and not re.match(r"hydra\b", key):
+        raise ConfigError(f"unknown key '{override.get_key_element()}'.{closest(key, known_keys())}")
 
 
 def _choices(override: Override) -> list[Any]:
@@ -290,8 +309,13 @@ def _integral(cls: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def hydra_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's many-line errors, in one."""
+def hydra_line(error: Exception, known_keys: Callable[[], Iterable[str]] | None = None) -> str:
+    """Hydra's and OmegaConf's many-line errors, in one.
+
+    Args:
+        error: theirs.
+        known_keys: what there is besides an unknown key; by default the keys of `train.py`.
+    """
     if re.search(r"hydra/(sweeper|launcher)", str(error)):
         return f"{_first_line(error)}; sweepers and launchers come with: pip install -r requirements-sweeps.txt"
     unknown = re.match(r"Could not override '(.+)'", str(error))
@@ -300,7 +324,7 @@ def hydra_line(error: Exception) -> str:
         if re.search(r"(^|\.)kwargs(\.|$)", key):  # free-form: the constructor knows its arguments
             free = f"+{key.split('kwargs')[0]}kwargs.<name>=<value>"
             return f"'{key}' has no such argument yet; add it with '+', as in {free}"
-        return f"unknown key '{key}'.{closest(key, _known_keys())}"
+        return f"unknown key '{key}'.{closest(key, (known_keys or _known_keys)())}"
     return _first_line(error)
 
 

@@ -352,16 +352,16 @@ class Saver:
 
     FAILURES = 3
 
-    def __init__(self, run: Run, keep: int) -> None:
-        self._root, self._keep = run.checkpoints, keep
+    def __init__(self, run: Run, keep: int, axis: str = "env_steps") -> None:
+        self._root, self._keep, self._axis = run.checkpoints, keep, axis
         self._failures = 0
         self._versions = versions()
 
-    def save(self, name: str, state: State, env_steps: int, must: bool = False) -> Path | None:
+    def save(self, name: str, state: State, steps: int, must: bool = False) -> Path | None:
         """Saves one checkpoint; with `must`, the first failure already ends the run, for there is no next time."""
         if not self._root.is_dir():
             raise StorageError(f"{self._root} is gone; the run cannot be saved")
-        about = {"env_steps": env_steps, "versions": self._versions, "torch_threads": torch.get_num_threads()}
+        about = {self._axis: steps, "versions": self._versions, "torch_threads": torch.get_num_threads()}
         try:
             path = checkpoint.save(self._root, name, state, about)
         except StorageError as error:

@@ -57,11 +57,11 @@ class Run:
         """Where one learner keeps its part of the run's state; number 0 has the run folder itself."""
         return Run(self.path / "learners" / str(rank)) if rank else self
 
-    def config(self) -> dict[str, Any]:
-        """The configuration of the run, as plain data: nothing in it is resolved or instantiated.
+    def plain(self) -> dict[str, Any]:
+        """What stands in config.yaml, as plain data: nothing in it is resolved or instantiated.
 
         Raises:
-            CheckpointError: if the file is missing, is no configuration, or asks for interpolation or an import.
+            CheckpointError: if the file is missing, holds no keys, or asks for interpolation.
         """
         path = self.path / "config.yaml"
         try:
@@ -73,10 +73,21 @@ class Run:
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise CheckpointError(f"cannot read {path}: {reason}") from None
-        if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("agent", "env")):
+        if not isinstance(config, dict):
             raise CheckpointError(f"{path} is not the configuration of a run")
         if any("${" in text for text in _strings(config)):
             raise CheckpointError(f"{path} holds an interpolation (${{...}}); saved configurations are plain data")
+        return config
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of an agent's run, checked.
+
+        Raises:
+            CheckpointError: as `plain`, and if it is not an agent's, or asks for an import.
+        """
+        path, config = self.path / "config.yaml", self.plain()
+        if not all(isinstance(config.get(key), dict) for key in ("agent", "env")):
+            raise CheckpointError(f"{path} is not the configuration of a run")
         if ":" in str(config["env"].get("id", "")):
             raise CheckpointError(f"{path} names an environment that would import a module: {config['env']['id']!r}")
         try:
@@ -93,7 +104,7 @@ class Run:
         try:
             with (self.path / "command.txt").open("a") as file:
                 file.write(shlex.join(["python", *sys.argv]) + "\n")
-            if config != self.config():
+            if config != self.plain():
                 _write_config(self.path, config)
         except OSError as error:
             raise StorageError(f"cannot write into {self.path}: {error.strerror}") from None
@@ -141,20 +152,28 @@ def _strings(node: Any) -> Iterator[str]:
 
 
 def create_run(parent: str, config: dict[str, Any], agent_name: str, learners: int = 1) -> Run:
+    """Makes the folder of an agent's run, in which so many processes will keep state; see `create_folder`."""
+    run = create_folder(parent, config["env"]["id"], agent_name, config)
+    for rank in range(1, learners):
+        run.of_learner(rank).checkpoints.mkdir(parents=True)
+    return run
+
+
+def create_folder(parent: str, subject: str, learner: str, config: dict[str, Any]) -> Run:
     """Makes a new run folder and records the configuration, the command and the versions in it.
 
     Args:
-        parent: `run_dir`.
-        config: plain data.
-        agent_name: a level of folders.
-        learners: how many processes will keep state in it.
+        parent: the folder of all runs.
+        subject: what is learned on: an environment or a data set.
+        learner: what learns: an agent or a backbone.
+        config: plain data, with a `seed`.
 
     Raises:
         StorageError: if the folder cannot be written.
     """
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", config["env"]["id"]).strip("-")
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", subject).strip("-")
     stem = f"seed{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(parent).absolute() / slug / agent_name
+    folder = Path(parent).absolute() / slug / learner
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path, n = folder / stem, 1
@@ -165,8 +184,7 @@ def create_run(parent: str, config: dict[str, Any], agent_name: str, learners: i
             except FileExistsError:
                 n += 1
                 path = folder / f"{stem}-{n}"
-        for rank in range(learners):
-            Run(path).of_learner(rank).checkpoints.mkdir(parents=True)
+        Run(path).checkpoints.mkdir()
         (path / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n")
         (path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
         _write_config(path, config)  # last: a folder that has it is a run
@@ -198,8 +216,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def find_run(which: str, parent: str = "runs") -> Run:
+def find_run(which: str, parent: str = "runs", trainer: str = "python train.py") -> Run:
     """The run folder that `which` names: a path, or `latest` under `parent`.
+
+    Args:
+        which: a path, or latest.
+        parent: the folder of all runs.
+        trainer: the command that makes runs there, for the error line.
 
     Raises:
         CheckpointError: if there is none.
@@ -211,7 +234,7 @@ def find_run(which: str, parent: str = "runs") -> Run:
             if match:
                 found.append((match[1], int(match[2] or 1), config.parent))
         if not found:
-            raise CheckpointError(f"there is no run in '{parent}' yet; train one with python train.py")
+            raise CheckpointError(f"there is no run in '{parent}' yet; train one with {trainer}")
         return Run(max(found)[2].absolute())
     path = Path(which)
     try:

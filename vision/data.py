@@ -1,15 +1,23 @@
-"""What a set of labelled images is, for every kind of label.
+"""What a set of labelled images is, for every kind of label, and every set by its name.
 
 A set has images and, for each of its heads, targets. A head says what its targets mean: `Classes` (what the image, or
 each cell of a grid over it, is) or `Amounts` (where something is, how many there are). A learner needs to know no more.
+
+A set's name stands for a dataclass of options (`source_class`), which loads or generates the images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from math import prod
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from faults import ConfigError, check_choice, check_range, closest
 
 MISSING = -1
 """Target of a `Classes` head where there is no label: neither learned nor scored. `Amounts` have NaN there."""
@@ -56,6 +64,8 @@ class ImageData:
     heads: dict[str, Head]
     group: Tensor
     """(M,) int64: the episode, the city or just the number of the image. A split never divides a group."""
+    test: Tensor | None = None
+    """(M,) bool: the images that the makers of the set keep for testing; None if they leave that to its users."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,4 +73,86 @@ class ImageData:
     def take(self, index: Tensor) -> ImageData:
         """The images (M',) int64 or (M,) bool of `index`, as a set of its own."""
         targets = {name: target[index] for name, target in self.targets.items()}
-        return replace(self, images=self.images[index], targets=targets, group=self.group[index])
+        test = None if self.test is None else self.test[index]
+        return replace(self, images=self.images[index], targets=targets, group=self.group[index], test=test)
+
+
+class Source(Protocol):
+    """Where images come from: a dataclass of options."""
+
+    def load(self, seed: int) -> ImageData:
+        """The whole set: the same for the same options and, if it is generated, the same seed."""
+        ...
+
+
+SOURCES = {
+    "cifar10": "vision.files.Cifar10",
+    "cifar100": "vision.files.Cifar100",
+    "mnist": "vision.files.Mnist",
+    "fashion_mnist": "vision.files.FashionMnist",
+    "folder": "vision.files.Folder",
+    "atari_ram": "vision.atari_ram.AtariRam",
+    "driving_scenes": "vision.driving_scenes.DrivingScenes",
+}
+"""Name -> where its dataclass is. Imported when asked for: emulators and kernels take a second to load."""
+
+
+def source_class(name: str) -> type[Source]:
+    """The dataclass of the options of a set.
+
+    Raises:
+        ConfigError: if there is no such set.
+    """
+    check_choice("data", name, SOURCES)
+    module, _, attribute = SOURCES[name].rpartition(".")
+    found: type[Source] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def load(name: str, options: Mapping[str, Any] | None = None, seed: int = 0) -> ImageData:
+    """Loads or generates a set.
+
+    Args:
+        name: one of `SOURCES`.
+        options: fields of the set's dataclass that differ from their defaults.
+        seed: of what is generated; sets that lie in files do not depend on it.
+
+    Raises:
+        ConfigError: for an unknown set or option, or a value out of range.
+        DataError: if files are missing or damaged.
+    """
+    source, options = source_class(name), dict(options or {})
+    known = [field.name for field in fields(source)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"data={name} has no option '{option}'.{closest(option, known)}")
+    return source(**options).load(seed)
+
+
+def split(data: ImageData, fractions: Sequence[float], seed: int) -> list[ImageData]:
+    """Divides a set by groups drawn from the seed: no two parts share one.
+
+    Args:
+        data: the set.
+        fractions: what part of the groups each gets; their sum is 1. Where the makers of the set keep images for
+            testing, these are the last part, and the others share the rest in proportion.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: if the fractions are no division, or there are fewer groups than parts.
+    """
+    for fraction in fractions:
+        check_range("data split", fraction, 0, 1, open_low=True)
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"the parts of a data split must add up to 1, not {sum(fractions):g}")
+    if data.test is not None:
+        rest = data.take(~data.test)
+        shares = [fraction / sum(fractions[:-1]) for fraction in fractions[:-1]]
+        return [*(split(replace(rest, test=None), shares, seed) if shares else []), data.take(data.test)]
+    groups = torch.unique(data.group)
+    if len(groups) < len(fractions):
+        raise ConfigError(f"{len(groups)} groups of images cannot be split into {len(fractions)} parts")
+    drawn = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
+    ends = [round(sum(fractions[: k + 1]) * len(groups)) for k in range(len(fractions))]
+    bounds = [max(k + 1, min(end, len(groups) - len(fractions) + k + 1)) for k, end in enumerate(ends)]
+    return [data.take(torch.isin(data.group, part)) for part in drawn.tensor_split(bounds[:-1])]

@@ -203,20 +203,26 @@ def make_film(tables: Tables, lights: bool) -> dict[str, NDArray[Any]]:
     turned = np.stack([np.rot90(tiles, heading, axes=(1, 2)) for heading in range(4)], axis=1)  # (tiles, 4, 12, 12, 3)
     drawn = sprites.all_sprites(size)
     rgba = np.stack([np.stack([np.rot90(drawn[name], -turn) for turn in range(4)]) for name in NAMES])
+    return {
+        "tile": np.stack(cells).astype(np.uint16),
+        "approach": approaches(tables) * np.uint8(lights),
+        "atlas": np.ascontiguousarray(turned).reshape(len(tiles) * 4, -1).view(np.uint32),
+        "sprite": np.rint(rgba * 255).astype(np.uint8).reshape(len(NAMES) * 4, -1),
+        "patch": patch(tables.width),
+    }
+
+
+def patch(width: int) -> NDArray[np.int32]:
+    """(4 headings, 49): the difference between the ego's cell and the cells of the picture, row by row from far ahead,
+    on a map with `width` cells in a row."""
     ahead = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
     right = np.roll(ahead, -1, axis=0)
     row, column = np.divmod(np.arange(CELLS * CELLS), CELLS)
     moved = np.multiply.outer(ahead, ROWS_AHEAD - row) + np.multiply.outer(right, column - CELLS // 2)  # (4, 2, 49)
-    return {
-        "tile": np.stack(cells).astype(np.uint16),
-        "approach": _approaches(tables) * np.uint8(lights),
-        "atlas": np.ascontiguousarray(turned).reshape(len(tiles) * 4, -1).view(np.uint32),
-        "sprite": np.rint(rgba * 255).astype(np.uint8).reshape(len(NAMES) * 4, -1),
-        "patch": (moved[:, 0] * tables.width + moved[:, 1]).astype(np.int32),
-    }
+    return (moved[:, 0] * width + moved[:, 1]).astype(np.int32)
 
 
-def _approaches(tables: Tables) -> NDArray[np.uint8]:
+def approaches(tables: Tables) -> NDArray[np.uint8]:
     """(M, cells): 0, or 1 + heading where the next cell of a lane belongs to a junction with lights."""
     lanes, signal = tables.ground >> 3 & 15, tables.ground >> 7 & 255
     found = np.zeros(lanes.shape, np.uint8)
