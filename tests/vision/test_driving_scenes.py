@@ -12,7 +12,8 @@ from vision.driving_scenes import CELL_NAMES, SCENE_NAMES, Labels
 
 SMALL = {"num_images": 600, "num_cities": 4, "size": 20}
 SEEN_BY_WINDOW = {
-    0: {"building", "park", "outside"}, 1: {"roadworks", "barrier"}, 7: {"junction"}, 8: {"crosswalk"},
+    0: {"building", "park", "outside"}, 1: {"roadworks", "barrier"}, 7: {"junction"},
+    8: {"crosswalk", "red light", "green light"},
     9: {"junction"}, 10: {"junction"}, 11: {"goal"}, 16: {"person"},
     **{lane: {"road", "junction", "red light", "green light"} for lane in range(3, 7)},
     **{vehicle: {"car"} for vehicle in range(12, 16)},
