@@ -29,7 +29,8 @@ Deviations from the sources:
     4. The target network is synchronised every so many environment steps, not gradient steps.
     5. The dueling head has no hidden layer of its own (see `networks/heads.py`).
     6. `center_pixels` subtracts the mean image of the warm-up from what the network sees. The paper feeds raw pixels.
-    7. While acting, every environment has noise of its own, drawn at every step. Evaluation uses the means.
+    7. Every environment that acts and every sample of a batch has noise of its own (`networks/noisy.py` says why).
+       Evaluation uses the means.
     8. Priorities are the Kullback-Leibler divergence with a categorical distribution, as in Rainbow; with quantiles
        they are the error of the mean, for which there is no source.
 """
@@ -329,7 +330,7 @@ class DQN:
             weight = weight.to(device)
         else:
             batch = self.replay.sample(s.batch_size)
-        with noise(self._noise, self.q_net, self.target_q_net, shared=True):
+        with noise(self._noise, self.q_net, self.target_q_net):
             loss, q, error = self._loss(self.q_net, self.target_q_net, batch.to(device), s.double, weight)
         metrics = self.learner.step(loss, self.learning_rate)
         if isinstance(self.replay, PrioritizedReplay):

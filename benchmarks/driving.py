@@ -1,11 +1,12 @@
-"""Learning to drive: PQN beside the planner, random actions and Stable-Baselines3's PPO; and PQN on device CartPole.
+"""Learning to drive: PQN and PPO beside the planner, random play and Stable-Baselines3's PPO; PQN on device CartPole.
 
     python -m benchmarks.driving                                    # everything, about ten minutes on two quiet cores
     python -m benchmarks.driving route traffic lane_keep events     # some parts; the others keep their last figures
-    python -m benchmarks.driving cartpole sb3
+    python -m benchmarks.driving route_ppo cartpole sb3
 
-Agents are trained by `python train.py experiment=driving_<part>` and then play greedily in cities that no training run
-has seen. Wall-clock is that of the whole training command, imports, evaluations and checkpoints included.
+PQN is trained by `python train.py experiment=driving_<part>`, PPO by the command in its row; both then play greedily in
+cities that no training run has seen. Wall-clock is that of the whole training command, imports, evaluations and
+checkpoints included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ IDS = {
     "events": "Driving/Events-v0",
 }
 EPISODES, EVAL_ENVS = 1000, 250
+PPO_STEPS = {"route": 1_000_000, "traffic": 4_000_000}
 CARTPOLE_SEEDS = 5
 SB3_STEPS = 100_000
 
@@ -98,9 +101,8 @@ def curve(run: Run) -> list[list[float]]:
     return rows
 
 
-def driving(part: str) -> dict[str, Any]:
-    """PQN, the planner and random actions on one environment."""
-    overrides = [f"experiment=driving_{part}", "seed=0"]
+def learned(agent_name: str, part: str, overrides: list[str]) -> tuple[dict[str, Any], env_settings.EnvSettings]:
+    """One training run and its greedy score, and the environment it played."""
     with tempfile.TemporaryDirectory() as folder:
         run, wall_s = train(folder, *overrides)
         trained = run.config()
@@ -114,11 +116,22 @@ def driving(part: str) -> dict[str, Any]:
             "wall_s": round(wall_s, 1),
             "config": {"env": trained["env"], "agent": trained["agent"]},
             "curve": curve(run),
-            "pqn": figures(play(agent, settings)),
+            agent_name: figures(play(agent, settings)),
         }
+    return result, settings
+
+
+def pqn(part: str) -> dict[str, Any]:
+    """PQN, the planner and random actions on one environment."""
+    result, settings = learned("pqn", part, [f"experiment=driving_{part}", "seed=0"])
     for name in ("planner", "random"):
         result[name] = figures(play(unlearned(name, settings), settings))
     return result
+
+
+def ppo(part: str) -> dict[str, Any]:
+    """PPO on one environment, for as many steps as PQN."""
+    return learned("ppo", part, ["agent=ppo", f"env={IDS[part]}", f"total_env_steps={PPO_STEPS[part]}", "seed=0"])[0]
 
 
 def cartpole() -> dict[str, Any]:
@@ -167,14 +180,19 @@ def sb3() -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     env_settings.register_environments()
-    known = [*IDS, "cartpole", "sb3"]
-    parts = sys.argv[1:] or known
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        **{part: partial(pqn, part) for part in IDS},
+        **{f"{part}_ppo": partial(ppo, part) for part in PPO_STEPS},
+        "cartpole": cartpole,
+        "sb3": sb3,
+    }
+    parts = sys.argv[1:] or list(measures)
     for part in parts:
-        if part not in known:
-            raise SystemExit(f"error: unknown part '{part}'; known: {', '.join(known)}")
+        if part not in measures:
+            raise SystemExit(f"error: unknown part '{part}'; known: {', '.join(measures)}")
     file = RESULTS / "driving.json"
     for part in parts:
-        result = {"cartpole": cartpole, "sb3": sb3}.get(part, lambda part=part: driving(part))()
+        result = measures[part]()
         shown = {k: v for k, v in result.items() if k not in ("curve", "config")}
         print(part, json.dumps(shown), flush=True)
         others = json.loads(file.read_text())["parts"] if file.exists() else {}

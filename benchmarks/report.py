@@ -111,6 +111,60 @@ def cartpole() -> str:
     return "\n".join([*lines, "", "Wall-clock of the whole command, imports included, one core."])
 
 
+def memory() -> str:
+    """What an LSTM is worth where something seen once decides a later turn."""
+    result = load("driving_memory")
+    lines = ["| `experiment=driving_memory` | seeds | success, mean | 95 % interval over seeds |", "|---|---|---|---|"]
+    for core, row in result["summary"].items():
+        low, high = row["ci95"]
+        lines.append(
+            f"| `agent=ppo agent.core={core}` | {len(result['runs'][core])} | {row['success_rate']:.3f} "
+            f"| [{low:.3f}, {high:.3f}] |"
+        )
+    return "\n".join(lines)
+
+
+def actor_critic() -> str:
+    """Speed of PPO and A2C beside Stable-Baselines3's, and of A3C against its workers."""
+    result, scaling = load("speed_actor_critic"), load("a3c_scaling")
+    lines = ["| Pong, the same network and settings | environment steps/s | over Stable-Baselines3 |", "|---|---|---|"]
+    for agent in ("ppo", "a2c"):
+        ratio = statistics.median(result["ratio_to_sb3"][agent])
+        ours, theirs = (statistics.median(result["env_steps_per_s"][name]) for name in (agent, f"sb3_{agent}"))
+        lines += [f"| `agent={agent}` | {ours:.0f} | **{ratio:.2f}** |", f"| `agent=sb3_{agent}` | {theirs:.0f} | |"]
+    workers = ", ".join(
+        f"{statistics.median(values):.0f} with {count}" for count, values in scaling["env_steps_per_s"].items()
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Taking turns in one run on {machine(result)}. `experiment=pong_a3c` by number of workers, environment "
+            f"steps/s: {workers} ({machine(scaling)}).",
+        ]
+    )
+
+
+def envs() -> str:
+    """Speed of the driving city and CartPole beside their peers."""
+    result = load("envs")
+    found = {row["name"]: row["env_steps_per_s"] for row in result["rows"]}
+    traffic = "Driving/Traffic-v0"
+    shown = [
+        (f"{traffic}, `features`, 4096 at once", f"{traffic} features batch of 4096"),
+        (f"{traffic}, `window`, 4096 at once", f"{traffic} window batch of 4096"),
+        (f"{traffic}, `camera`, 1024 at once", f"{traffic} camera batch of 1024"),
+        (f"{traffic}, `features`, one by `gym.make`", f"{traffic} features single"),
+        ("MiniGrid-FourRooms-v0, one", "MiniGrid-FourRooms-v0 single"),
+        ("highway-fast-v0, one", "highway-fast-v0 single"),
+        ("CartPole-v1, ours, 4096 at once", "CartPole-v1 ours batch of 4096"),
+        ("CartPole-v1, Gymnasium's vector environment of 4096", "CartPole-v1 CartPoleVectorEnv of 4096"),
+    ]
+    lines = ["| random actions, resets included | environment steps/s |", "|---|---|"]
+    lines += [f"| {label} | {found[name]:,} |" for label, name in shown if name in found]
+    return "\n".join([*lines, "", f"In one run on {result['about']['processor']}, {result['about']['cores']} cores."])
+
+
 def compiled() -> str:
     """Speed of the compiled tables."""
     result = load("tabular")
@@ -295,6 +349,9 @@ def driving() -> str:
         trained = f"{found['env_steps'] / 1e6:.1f}M steps, {found['wall_s']:.0f} s"
         lines.append(row(f"**{found['env']}**, `agent=pqn`", found["pqn"], trained))
         lines.append(row("the planner, which knows the map", found["planner"], ""))
+        if ppo := parts.get(f"{part}_ppo"):
+            trained = f"{ppo['env_steps'] / 1e6:.1f}M steps, {ppo['wall_s']:.0f} s"
+            lines.append(row("the same, `agent=ppo`", ppo["ppo"], trained))
         if part == "route":
             ppo = parts["sb3"]
             trained = f"{ppo['env_steps'] / 1e6:.1f}M steps, {ppo['wall_s']:.0f} s"
@@ -351,6 +408,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "planning": planning,
     "textbook": textbook,
     "driving": driving,
+    "envs": envs,
 }
 
 

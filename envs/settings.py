@@ -139,6 +139,7 @@ class DrivingSettings:
     walk_chance: float | None = None
     event_chance: float | None = None
     drift_chance: float | None = None
+    top_speed: int | None = None
     time_limit: int | None = None
     obs: str | None = None
     view_range: int | None = None

@@ -24,8 +24,9 @@ class NoisyLinear(nn.Module):
         Fortunato et al. 2018, arXiv:1706.10295, equations 9 to 11 (factorised noise) and section 3.2 (initial values).
 
     Deviations:
-        While acting, every row of the input has noise of its own, so that environments explore apart. Factorised noise
-        makes it cheap: two matrix products instead of one. While learning, a batch shares one draw, as in the paper.
+        Every row of the input has noise of its own, where a batch shares one draw in the paper. While acting, so that
+        environments explore apart; while learning, because the gradient of a batch is then a mean over as many draws.
+        Factorised noise makes it cheap: two matrix products instead of one.
     """
 
     def __init__(self, in_dim: int, out_dim: int, sigma: float) -> None:
@@ -43,7 +44,6 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(torch.full((out_dim, in_dim), sigma * bound))
         self.bias_sigma = nn.Parameter(torch.full((out_dim,), sigma * bound))
         self.generator: torch.Generator | None = None
-        self.shared = False
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
@@ -53,8 +53,8 @@ class NoisyLinear(nn.Module):
         return y + (F.linear(x * eps_in, self.weight_sigma) + self.bias_sigma) * eps_out
 
     def _noise(self, x: Tensor, width: int) -> Tensor:
-        """f(eps): (N, width), or (1, width) if the rows share it."""
-        eps = torch.randn(1 if self.shared else len(x), width, generator=self.generator, device=x.device)
+        """f(eps): (N, width)."""
+        eps = torch.randn(len(x), width, generator=self.generator, device=x.device)
         return eps.sign() * eps.abs().sqrt()
 
 
@@ -68,7 +68,7 @@ def make_noisy(module: nn.Module, sigma: float) -> None:
 
 
 @contextlib.contextmanager
-def noise(generator: torch.Generator | None, *modules: nn.Module, shared: bool = False) -> Iterator[None]:
+def noise(generator: torch.Generator | None, *modules: nn.Module) -> Iterator[None]:
     """Within this context the noisy layers of the modules draw from `generator`; outside they use their means.
 
     Whoever draws owns the generator, so that acting, learning and evaluating do not disturb each other.
@@ -76,11 +76,10 @@ def noise(generator: torch.Generator | None, *modules: nn.Module, shared: bool =
     Args:
         generator: on the modules' device; None for the means.
         *modules: whose layers draw anew at every call.
-        shared: whether all rows of an input share one draw.
     """
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, NoisyLinear)]
     for layer in layers:
-        layer.generator, layer.shared = generator, shared
+        layer.generator = generator
     try:
         yield
     finally:

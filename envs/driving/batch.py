@@ -316,7 +316,7 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
         moved = np.multiply.outer(ahead, a) + np.multiply.outer(right, r)  # (4, 2, ...)
         return (moved[:, 0] * tables.width + moved[:, 1]).astype(np.int32)
 
-    reach = config.view_range * (tables.width + 1)
+    reach = config.view_range * (tables.width + 1) + 1
     patch, ray = cells(patch_ahead, patch_right), cells(ray_ahead, ray_right)
     place = np.full((4, 2 * reach + 1), -1, np.int16)
     np.put_along_axis(place, patch + reach, np.arange(rows * columns, dtype=np.int16)[None], axis=1)

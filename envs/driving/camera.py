@@ -161,7 +161,7 @@ def observe_camera(
         place += 1
     blend(out, film.sprite, i, GOAL, 0, view_place(maps.width, cell, heading, maps.goal[city, state.goal[i]]))
     if knows_route(senses.guidance, int(maps.ground[city, cell])):
-        advice = int(maps.advice[city * maps.goal.shape[1] + state.goal[i], state.pose[i]])
+        advice = int(maps.route[city * maps.goal.shape[1] + state.goal[i], state.pose[i]] >> wp.uint32(16))
         if (advice & 3) > 1 and (advice >> 2) <= AHEAD:
             blend(out, film.sprite, i, ARROW + (advice & 3) - 1, 0, (AHEAD - (advice >> 2)) * COUNT + HALF)
     j = int(0)

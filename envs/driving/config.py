@@ -44,6 +44,9 @@ class DrivingConfig:
     """Chance that something unannounced happens ahead: a stopped car, a closed lane, a child running out."""
     drift_chance: float = 0.0
     """Chance that the moving ego is pushed one cell sideways."""
+    top_speed: int = 2
+    """Highest speed of the ego, 1 or 2. At 1 whoever enters a cell has the same speed, and can carry no message to
+    itself in it."""
     time_limit: int = 200
     """The episode is truncated after this many environment steps."""
     obs: str = "features"
@@ -82,6 +85,7 @@ class DrivingConfig:
         check_range("clear_steps", self.clear_steps, 0, 1000)
         for chance in ("walk_chance", "event_chance", "drift_chance"):
             check_range(chance, getattr(self, chance), 0, 1)
+        check_range("top_speed", self.top_speed, 1, 2)
         check_range("time_limit", self.time_limit, 1, 1_000_000)
         check_choice("obs", self.obs, OBSERVATIONS)
         check_range("view_range", self.view_range, 1, 16)

@@ -99,8 +99,8 @@ def value_iteration(model: Model, gamma: float, tolerance: float = 1e-12) -> NDA
         q = better
 
 
-def steps_to_goal(tables: Tables) -> NDArray[np.int16]:
-    """The shortest legal time from every state to every goal, traffic aside.
+def steps_to_goal(tables: Tables, top_speed: int) -> NDArray[np.int16]:
+    """The shortest legal time from every state to every goal, traffic aside, for an ego of that top speed.
 
     Returns:
         (M * K, cells * 12) int16 environment steps, cells counted with the margin; `routes.UNREACHABLE` where there is
@@ -111,6 +111,6 @@ def steps_to_goal(tables: Tables) -> NDArray[np.int16]:
     for m in range(len(tables.cities)):
         lanes = ((tables.ground[m] >> 3) & 15).astype(np.uint8).reshape(shape)
         goals = np.stack([tables.goal[m] // tables.width, tables.goal[m] % tables.width], axis=1)
-        after, through = timed_moves(lanes)
+        after, through = timed_moves(lanes, top_speed)
         found.append(distances(after, goal_poses(goals, shape, 12), through))
     return np.concatenate(found)

@@ -46,8 +46,12 @@ def legal_moves(lanes: NDArray[np.uint8]) -> NDArray[np.int32]:
     return moves.reshape(-1, 3)
 
 
-def timed_moves(lanes: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def timed_moves(lanes: NDArray[np.uint8], top_speed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The legal successors of every state under the five actions.
+
+    Args:
+        lanes: (H, W) permitted headings.
+        top_speed: of the ego, 1 or 2.
 
     Returns:
         after: (H*W*12, 5) int32 state, -1 where the action is not legal.
@@ -65,7 +69,7 @@ def timed_moves(lanes: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np
 
     reached = [np.arange(poses, dtype=np.int32), straight, two]
     for speed in range(3):
-        for action, new_speed in ((KEEP, speed), (ACCELERATE, min(speed + 1, MAX_SPEED)), (BRAKE, max(speed - 1, 0))):
+        for action, new_speed in ((KEEP, speed), (ACCELERATE, min(speed + 1, top_speed)), (BRAKE, max(speed - 1, 0))):
             after[:, speed, action] = at_speed(reached[new_speed], new_speed)
             if new_speed == MAX_SPEED:
                 through[:, speed, action] = at_speed(straight, new_speed)

@@ -6,9 +6,9 @@ episode on every device and in every batch.
 One environment step:
 
     1. the ego is pushed sideways, if drift strikes while it moves
-    2. the ego acts: `accelerate` and `brake` change the speed by one and it drives that many cells ahead, entering them
-       one by one; `left` and `right` drive into the cell on that side at speed 1. Where its cell permits that
-       direction the car turns with it; elsewhere it changes lane and keeps its heading
+    2. the ego acts: `accelerate` and `brake` change the speed by one, up to the top speed, and it drives that many
+       cells ahead, entering them one by one; `left` and `right` drive into the cell on that side at speed 1. Where its
+       cell permits that direction the car turns with it; elsewhere it changes lane and keeps its heading
     3. the other cars, one after the other, move one cell each: along their lane, into junctions on green only, never
        into a cell that is taken; where several ways are open, one is drawn
     4. pedestrians cross one cell each, and wait for what stands in their way
@@ -71,10 +71,9 @@ class Maps:
     """(M,) number of crosswalks."""
     crossing: wp.array3d(dtype=wp.int32)
     """(M, any, 3): cell of the first kerb, difference between neighbouring cells, number of cells on the road."""
-    distance: wp.array2d(dtype=wp.int16)
-    """(M * K, poses): length of the shortest route."""
-    advice: wp.array2d(dtype=wp.uint16)
-    """(M * K, poses): the next manoeuvre (bits 0-1) and the cells before it (the rest), see `routes.manoeuvres`."""
+    route: wp.array2d(dtype=wp.uint32)
+    """(M * K, poses): bits 0-15 length of the shortest route, 16-17 the next manoeuvre on it, the rest the cells before
+    that, see `routes.manoeuvres`. One number, because each look at this table misses the cache."""
 
 
 @wp.struct
@@ -86,6 +85,7 @@ class Rules:
     walk_chance: wp.int32
     event_chance: wp.int32
     drift_chance: wp.int32
+    top_speed: wp.int32
     time_limit: wp.int32
     far: wp.int32
     reward_time: wp.float32
@@ -275,7 +275,7 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
                 if permits(int(maps.ground[state.city[i], ego.cell]), direction):
                     ego.heading = direction
             elif action == ACCELERATE:
-                ego.speed = wp.min(ego.speed + 1, 2)
+                ego.speed = wp.min(ego.speed + 1, rules.top_speed)
             elif action == BRAKE:
                 ego.speed = wp.max(ego.speed - 1, 0)
             cells = ego.speed
@@ -409,6 +409,11 @@ def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, eg
 
 
 @wp.func
+def route_length(route: wp.uint32) -> int:
+    return int(route & wp.uint32(65535))
+
+
+@wp.func
 def potential(distance: int, far: int) -> float:
     """Phi: falls with the length of the shortest route, from 1 at the goal to 0 at `far`."""
     return 1.0 - float(wp.min(distance, far)) / float(far)
@@ -431,7 +436,7 @@ def begin(maps: Maps, state: State, i: int) -> None:
     while k < state.tally.shape[1]:
         state.tally[i, k] = 0
         k += 1
-    state.tally[i, SHORTEST] = int(maps.distance[city * maps.goal.shape[1] + goal, pose])
+    state.tally[i, SHORTEST] = route_length(maps.route[city * maps.goal.shape[1] + goal, pose])
     k = int(0)
     while k < state.taken.shape[1]:
         state.taken[i, k] = wp.uint32(0)
@@ -494,7 +499,7 @@ def step(
     task = state.city[i] * maps.goal.shape[1] + state.goal[i]
     before = float(0.0)
     if rules.shaping > 0.0:
-        before = potential(int(maps.distance[task, state.pose[i]]), rules.far)
+        before = potential(route_length(maps.route[task, state.pose[i]]), rules.far)
 
     push = int(0)
     if rules.drift_chance > 0:
@@ -530,7 +535,7 @@ def step(
     if rules.shaping > 0.0:
         after = float(0.0)
         if not terminal:
-            after = potential(int(maps.distance[task, state.pose[i]]), rules.far)
+            after = potential(route_length(maps.route[task, state.pose[i]]), rules.far)
         reward += rules.shaping * (rules.shaping_gamma * after - before)
     state.episode_return[i] += wp.float64(reward)
     outcome.reward[i] = reward

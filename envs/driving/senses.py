@@ -21,6 +21,7 @@ from envs.driving.rules import (
     is_green,
     kind_of,
     permits,
+    route_length,
     signal_of,
     southward,
 )
@@ -64,7 +65,7 @@ class Senses:
     light: wp.array2d(dtype=wp.uint16)
     """(M, poses): the next light ahead, 0 for none in view: its signal, + 256 * the cells before its junction."""
     reach: wp.int32
-    """The largest difference between the numbers of the ego's cell and of one that it sees."""
+    """More than the largest difference between the numbers of the ego's cell and of one that it sees."""
     beams: wp.array2d(dtype=wp.int32)
     """(4 headings, 2 * reach + 1): by that difference, the rays that meet the cell: 9 bits each, the ray (4) and the
     cells to there (5), none if these are 0."""
@@ -84,6 +85,28 @@ def knows_route(guidance: int, ground: int) -> bool:
     if guidance == ROUTE_AT_SIGNS:
         return (ground >> SIGN_BIT) != 0
     return guidance == ROUTE_ALWAYS
+
+
+@wp.func
+def within(reach: int, difference: int) -> int:
+    """Where the tables have a difference; all that is out of sight has the places at their ends. No branch: whether a
+    car is near, a processor could not predict."""
+    return wp.clamp(difference, -reach, reach) + reach
+
+
+@wp.func
+def meet(out: wp.array2d(dtype=wp.float32), i: int, beams: int, kind: int, view_range: int) -> None:
+    """The rays in `beams` end at something of this kind, unless they end before it."""
+    while beams != 0:
+        distance = float(beams & 31) / float(view_range)
+        at = NUM_SCALARS + 4 * ((beams >> 5) & 15)
+        if distance <= out[i, at]:
+            out[i, at] = distance
+            out[i, at + 1] = 0.0
+            out[i, at + 2] = 0.0
+            out[i, at + 3] = 0.0
+            out[i, at + kind] = 1.0
+        beams = beams >> 9
 
 
 @wp.kernel
@@ -117,12 +140,13 @@ def observe_features(
             out[i, 7 + side] = 1.0
     task = city * maps.goal.shape[1] + state.goal[i]
     if knows_route(senses.guidance, here):
-        advice = int(maps.advice[task, pose])  # manoeuvre (bits 0-1) and the cells before it
+        route = maps.route[task, pose]
+        advice = int(route >> wp.uint32(16))  # manoeuvre (bits 0-1) and the cells before it
         if (advice & 3) > 0:
             out[i, 10 + (advice & 3)] = 1.0
             out[i, 14] = 1.0 / float(1 + (advice >> 2))
         if senses.guidance == ROUTE_ALWAYS:
-            out[i, 15] = float(wp.min(int(maps.distance[task, pose]), 100)) / 100.0
+            out[i, 15] = float(wp.min(route_length(route), 100)) / 100.0
             goal = maps.goal[city, state.goal[i]]
             south = maps.row[goal] - maps.row[cell]
             east = goal - cell - south * maps.width
@@ -147,49 +171,27 @@ def observe_features(
         out[i, at + 2] = 0.0
         out[i, at + 3] = 0.0
         r += 1
-    cars = int(state.car.shape[1])
-    walkers = int(state.walker.shape[1])
     j = int(0)
-    while j < cars + walkers + 1:
-        difference = int(senses.reach + 1)  # out of sight
-        kind = int(2)
-        if j < cars:
-            if state.car[i, j] >= 0:
-                difference = (state.car[i, j] >> 2) - cell
-        elif j < cars + walkers:
-            kind = 3
-            crossing = state.walker[i, j - cars, 0]
-            place = state.walker[i, j - cars, 1]
-            if crossing >= 0 and place >= 0:
-                if place < maps.crossing[city, crossing, 2]:
-                    difference = along(maps.crossing, city, crossing, place) - cell
-        elif state.event[i, 0] != NO_EVENT:
-            difference = (state.event[i, 1] >> 2) - cell
-            if state.event[i, 0] == CLOSURE:
-                kind = 1
-            elif state.event[i, 0] == CHILD:
-                kind = 3
-        if difference >= -senses.reach and difference <= senses.reach:
-            beams = senses.beams[heading, difference + senses.reach]
-            while beams != 0:
-                distance = float(beams & 31) / float(senses.view_range)
-                at = NUM_SCALARS + 4 * ((beams >> 5) & 15)
-                if distance <= out[i, at]:
-                    out[i, at] = distance
-                    out[i, at + 1] = 0.0
-                    out[i, at + 2] = 0.0
-                    out[i, at + 3] = 0.0
-                    out[i, at + kind] = 1.0
-                beams = beams >> 9
+    while j < state.car.shape[1]:
+        difference = wp.where(state.car[i, j] >= 0, (state.car[i, j] >> 2) - cell, senses.reach)
+        meet(out, i, senses.beams[heading, within(senses.reach, difference)], 2, senses.view_range)
         j += 1
-
-
-@wp.func
-def place_of(place: wp.array2d(dtype=wp.int16), reach: int, heading: int, difference: int) -> int:
-    """The place of a cell in the window, -1 if it is outside."""
-    if difference < -reach or difference > reach:
-        return -1
-    return int(place[heading, difference + reach])
+    j = int(0)
+    while j < state.walker.shape[1]:
+        crossing = wp.max(state.walker[i, j, 0], 0)
+        place = state.walker[i, j, 1]
+        on_road = state.walker[i, j, 0] >= 0 and place >= 0 and place < maps.crossing[city, crossing, 2]
+        difference = wp.where(on_road, along(maps.crossing, city, crossing, place) - cell, senses.reach)
+        meet(out, i, senses.beams[heading, within(senses.reach, difference)], 3, senses.view_range)
+        j += 1
+    if state.event[i, 0] != NO_EVENT:
+        kind = int(2)
+        if state.event[i, 0] == CLOSURE:
+            kind = 1
+        elif state.event[i, 0] == CHILD:
+            kind = 3
+        difference = (state.event[i, 1] >> 2) - cell
+        meet(out, i, senses.beams[heading, within(senses.reach, difference)], kind, senses.view_range)
 
 
 @wp.kernel
@@ -222,19 +224,19 @@ def observe_window(
                 code = GREEN
         out[i, k] = code
         k += 1
-    place = place_of(senses.place, senses.reach, heading, maps.goal[city, state.goal[i]] - cell)
+    place = int(senses.place[heading, within(senses.reach, maps.goal[city, state.goal[i]] - cell)])
     if place >= 0:
         out[i, place] = GOAL
     advice = int(0)
     if knows_route(senses.guidance, int(maps.ground[city, cell])):
-        advice = int(maps.advice[city * maps.goal.shape[1] + state.goal[i], pose])
+        advice = int(maps.route[city * maps.goal.shape[1] + state.goal[i], pose] >> wp.uint32(16))
         if (advice & 3) > 0 and (advice >> 2) <= senses.view_range:
             turn = (senses.view_range - (advice >> 2)) * senses.patch_width + senses.patch_width // 2
             out[i, turn] = TURN + wp.uint8((advice & 3) - 1)
     j = int(0)
     while j < state.car.shape[1]:
         if state.car[i, j] >= 0:
-            place = place_of(senses.place, senses.reach, heading, (state.car[i, j] >> 2) - cell)
+            place = int(senses.place[heading, within(senses.reach, (state.car[i, j] >> 2) - cell)])
             if place >= 0:
                 out[i, place] = VEHICLE + wp.uint8((state.car[i, j] - heading) & 3)
         j += 1
@@ -242,12 +244,12 @@ def observe_window(
     while j < state.walker.shape[1]:
         if state.walker[i, j, 0] >= 0:
             walker = along(maps.crossing, city, state.walker[i, j, 0], state.walker[i, j, 1])
-            place = place_of(senses.place, senses.reach, heading, walker - cell)
+            place = int(senses.place[heading, within(senses.reach, walker - cell)])
             if place >= 0:
                 out[i, place] = PERSON
         j += 1
     if state.event[i, 0] != NO_EVENT:
-        place = place_of(senses.place, senses.reach, heading, (state.event[i, 1] >> 2) - cell)
+        place = int(senses.place[heading, within(senses.reach, (state.event[i, 1] >> 2) - cell)])
         if place >= 0:
             code = wp.uint8(WORKS)
             if state.event[i, 0] == STOPPED_CAR:

@@ -39,7 +39,8 @@ class Tables:
     crossings: NDArray[np.int32]
     crossing: NDArray[np.int32]
     distance: NDArray[np.int16]
-    advice: NDArray[np.uint16]
+    """(M * K, poses): length of the shortest route, what `route` says as well."""
+    route: NDArray[np.uint32]
 
     def position(self, cell: int) -> tuple[int, int]:
         """Cell number with the margin -> (row, column) without."""
@@ -91,7 +92,7 @@ def make_tables(config: DrivingConfig) -> Tables:
         _one_city(city, config, num_goals, np.random.default_rng([config.city_seed, m, 1]), generated)
         for m, city in enumerate(padded)
     ]
-    goal, start, spawn, distance, advice = (np.stack(column) for column in zip(*columns, strict=True))
+    goal, start, spawn, distance, route = (np.stack(column) for column in zip(*columns, strict=True))
     crossings = np.array([len(city.crossings) for city in padded], np.int32)
     crossing = np.zeros((len(cities), max(1, int(crossings.max())), 3), np.int32)
     for m, city in enumerate(padded):
@@ -120,7 +121,7 @@ def make_tables(config: DrivingConfig) -> Tables:
         crossings=crossings,
         crossing=crossing,
         distance=distance.reshape(len(cities) * num_goals, -1),
-        advice=advice.reshape(len(cities) * num_goals, -1),
+        route=route.reshape(len(cities) * num_goals, -1),
     )
 
 
@@ -164,7 +165,7 @@ def _with_margin(city: City, margin: int) -> City:
 def _one_city(
     city: City, config: DrivingConfig, num_goals: int, rng: np.random.Generator, generated: bool
 ) -> tuple[NDArray, ...]:
-    """Goals (K,), starts (K, STARTS), car poses (SPAWNS,), distances (K, P) and advice (K, P) of one city."""
+    """Goals (K,), starts (K, STARTS), car poses (SPAWNS,), distances (K, P) and routes (K, P) of one city."""
     height, width = city.kind.shape
     lanes = lane_poses(city)
     usable = connected_poses(city) if generated else lanes
@@ -194,5 +195,5 @@ def _one_city(
         np.array(starts, np.int32),
         rng.choice(poses, SPAWNS).astype(np.int32),
         distance,
-        move.astype(np.uint16) | cells.astype(np.uint16) << 2,
+        distance.astype(np.uint32) | move.astype(np.uint32) << 16 | cells.astype(np.uint32) << 18,
     )

@@ -37,7 +37,7 @@ class PrivilegedView:
             safe: (N, 5) bool: whether the action breaks no rule, hits nothing and leaves the ego able to stop.
         """
         if self._steps_to_goal is None:
-            self._steps_to_goal = steps_to_goal(self._batch.tables)
+            self._steps_to_goal = steps_to_goal(self._batch.tables, self._batch.config.top_speed)
         after, arrives, safe = self._batch.foresee()
         state = self._batch.state
         task = state.city.numpy() * self._batch.tables.goal.shape[1] + state.goal.numpy()

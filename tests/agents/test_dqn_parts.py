@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import sb3_contrib
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
@@ -122,7 +123,6 @@ def test_learns_the_distribution_not_only_its_mean(part: str) -> None:
 
 
 def test_a_qr_dqn_update_equals_sb3_contrib() -> None:
-    contrib = pytest.importorskip("sb3_contrib")
     from stable_baselines3.common.buffers import ReplayBufferSamples
     from stable_baselines3.common.logger import configure
 
@@ -133,7 +133,7 @@ def test_a_qr_dqn_update_equals_sb3_contrib() -> None:
         "optimizer_class": torch.optim.Adam,
         "optimizer_kwargs": {"eps": 1e-8},
     }
-    theirs = contrib.QRDQN(
+    theirs = sb3_contrib.QRDQN(
         "MlpPolicy",
         gym.make("CartPole-v1"),
         learning_rate=1e-3,

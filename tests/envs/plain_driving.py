@@ -132,7 +132,7 @@ class PlainDriving:
                 self.heading = side
             self.enter(side)
         else:
-            self.speed = min(2, max(0, self.speed + {0: 0, 3: 1, 4: -1}[action]))
+            self.speed = min(c.top_speed, max(0, self.speed + {0: 0, 3: 1, 4: -1}[action]))
             for _ in range(self.speed):
                 self.enter(self.heading)
         if self.ended is None:

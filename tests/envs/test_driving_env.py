@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import re
 import warnings
@@ -177,8 +178,9 @@ def test_rendering_shows_the_ego_where_it_is():
 class TestMemory:
     """`city=memory guidance=signs`: a signpost at the start says on which arm of a T junction the goal lies."""
 
-    PARAMETERS = {"city": "memory", "guidance": "signs", "cars": 0}  # noqa: RUF012
+    PARAMETERS = {"city": "memory", "guidance": "signs", "cars": 0, "top_speed": 1}  # noqa: RUF012
     TO_THE_JUNCTION = [3, 4, 3, 4, 3, 4, 3, 4, 3]  # noqa: RUF012 - one cell, then stop, and so on
+    SIGNPOST_ROW = 5
 
     def drive(self, goal, actions, obs):
         """The observations of an episode with the given goal."""
@@ -201,6 +203,22 @@ class TestMemory:
         differs = [not np.array_equal(a, b) for a, b in zip(west, east, strict=True)]
         assert any(differs)  # at the signpost
         assert not any(differs[3:])  # and nowhere between it and the junction
+
+    @pytest.mark.parametrize(("top_speed", "ways"), [(1, 1), (2, 2)])
+    def test_nothing_of_the_signpost_can_be_carried_in_the_speed(self, top_speed, ways):
+        """However it drives, an ego of top speed 1 is seen in one way when it first stands behind the signpost; one of
+        top speed 2 may bring the bit along in speed and place."""
+        env = gym.make("Driving/Route-v0", obs="features", **self.PARAMETERS | {"top_speed": top_speed})
+        seen = set()
+        for actions in itertools.product([0, 3, 4], repeat=5):
+            env.reset(seed=0)
+            for action in actions:
+                obs, *_ = env.step(action)
+                batch = env.unwrapped.batch
+                if batch.tables.position(int(batch.state.pose.numpy()[0]) >> 2)[0] < self.SIGNPOST_ROW:
+                    seen.add(obs.tobytes())
+                    break
+        assert len(seen) == ways
 
     @pytest.mark.parametrize(("goal", "turn"), [(0, 1), (1, 2)])
     def test_with_one_remembered_bit_every_goal_is_found(self, goal, turn):

@@ -126,15 +126,16 @@ def tabular(**parameters):
     return batch, tabular_model(batch)
 
 
-def test_value_iteration_equals_breadth_first_search():
+@pytest.mark.parametrize("top_speed", [1, 2])
+def test_value_iteration_equals_breadth_first_search(top_speed):
     """Where breaking a rule costs more than any detour, V*(s) = sum of t < T of gamma^t r_time + gamma^(T-1) r_goal."""
     gamma = 0.99
-    batch, model = tabular()
+    batch, model = tabular(top_speed=top_speed)
     value = value_iteration(model, gamma).max(axis=1)
     tables = batch.tables
     height, width = tables.cities[0].kind.shape
     margin = tables.margin
-    steps = steps_to_goal(tables)[0].reshape(tables.height, tables.width, 12)
+    steps = steps_to_goal(tables, batch.config.top_speed)[0].reshape(tables.height, tables.width, 12)
     steps = steps[margin : margin + height, margin : margin + width].reshape(-1).astype(float)
     drivable = np.repeat(tables.cities[0].lanes.ravel() > 0, 12)
     legal = drivable & (steps > 0) & (steps < UNREACHABLE)

@@ -14,7 +14,7 @@ SETTINGS = [
     ("Driving/Route-v0", {"num_cities": 4, "shaping": 0.1, "time_limit": 40}),
     ("Driving/Traffic-v0", {"num_cities": 4, "cars": 14, "pedestrians": 12, "walk_chance": 0.3, "size": 16}),
     ("Driving/Events-v0", {"num_cities": 3, "event_chance": 0.4, "cars": 8, "green_steps": 4}),
-    ("Driving/LaneKeep-v0", {"drift_chance": 0.3}),
+    ("Driving/LaneKeep-v0", {"drift_chance": 0.3, "top_speed": 1}),
     ("Driving/Events-v0", {"city": "downtown", "event_chance": 0.2, "drift_chance": 0.05, "cars": 30}),
 ]
 CAREFUL = [0, 0, 0, 3, 3, 4, 4, 0, 0, 3, 0, 1, 2]
