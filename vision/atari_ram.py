@@ -288,6 +288,6 @@ DOWN, ACROSS = averages(HEIGHT, SIZE), averages(WIDTH, SIZE).T
 
 
 def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(210, 160) -> (84, 84) by area averaging, as OpenCV's INTER_AREA, which ALE's vector environment calls."""
-    small: NDArray[np.uint8] = np.rint(DOWN @ screen.astype(np.float32) @ ACROSS).astype(np.uint8)
+    """(210, 160) -> (84, 84) by area averaging, as in ALE's vector environment (which lets OpenCV do it)."""
+    small: NDArray[np.uint8] = np.rint(DOWN @ (screen.astype(np.float32) @ ACROSS)).astype(np.uint8)
     return small

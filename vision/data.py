@@ -153,6 +153,8 @@ def split(data: ImageData, fractions: Sequence[float], seed: int) -> list[ImageD
     if len(groups) < len(fractions):
         raise ConfigError(f"{len(groups)} groups of images cannot be split into {len(fractions)} parts")
     drawn = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
-    ends = [round(sum(fractions[: k + 1]) * len(groups)) for k in range(len(fractions))]
-    bounds = [max(k + 1, min(end, len(groups) - len(fractions) + k + 1)) for k, end in enumerate(ends)]
-    return [data.take(torch.isin(data.group, part)) for part in drawn.tensor_split(bounds[:-1])]
+    ends: list[int] = []
+    for k in range(len(fractions)):
+        fair, first = round(sum(fractions[: k + 1]) * len(groups)), ends[-1] if ends else 0
+        ends.append(min(max(fair, first + 1), len(groups) - len(fractions) + k + 1))  # no part is empty
+    return [data.take(torch.isin(data.group, part)) for part in drawn.tensor_split(ends[:-1])]

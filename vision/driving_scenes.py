@@ -173,7 +173,8 @@ class Labels:
         things = np.zeros(shown.shape, np.int64)
         goal = state["goal"][:, None]
         things[shown == tables.goal[city, goal]] = GOAL
-        advice = (tables.route[city * tables.goal.shape[1] + goal, state["pose"][:, None]] >> 16).astype(np.int64)
+        route = tables.route[city * tables.goal.shape[1] + goal, state["pose"][:, None]]
+        advice = route.astype(np.int64) >> 16  # a manoeuvre (bits 0-1) and the cells before it
         far = ROWS_AHEAD - (advice >> 2)
         row, column = np.divmod(np.arange(CELLS * CELLS), CELLS)
         things[((advice & 3) > 1) & (row == far) & (column == CELLS // 2)] = ARROW

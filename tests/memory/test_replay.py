@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -402,3 +402,41 @@ def test_a_million_atari_steps_fit_into_7_2_gb() -> None:
     spec = EnvSpec("Atari-v0", Box(0, 255, (4, 84, 84), np.uint8), Discrete(6), 8, frame_stack=4)
     replay = Replay(1_000_000, spec, 0.99, 1, np.random.default_rng(0))
     assert 1_000_000 * 84 * 84 <= replay.bytes <= 7.2e9
+
+
+def test_several_senses_are_stored_as_each_would_be_alone() -> None:
+    """The same draws from a replay of parts, and from one of each part, at starts, ends and after the ring is full."""
+    rng = np.random.default_rng(0)
+    boxes = {"camera": Box(0, 255, (2, 3), np.uint8), "radar": Box(-1, 1, (4,), np.float32)}
+
+    def spec(space: Any) -> EnvSpec:
+        return EnvSpec("senses", space, Discrete(2), num_envs=2)
+
+    def make(space: Any) -> Replay:
+        return Replay(12, spec(space), 0.9, 2, np.random.default_rng(1))
+
+    together, apart = make(Dict(boxes)), {name: make(space) for name, space in boxes.items()}
+    for row in range(11):
+        obs, next_obs = (
+            {
+                "camera": torch.from_numpy(rng.integers(256, size=(2, 2, 3), dtype=np.uint8)),
+                "radar": torch.from_numpy(rng.random((2, 4), np.float32)),
+            }
+            for _ in range(2)
+        )
+        end = torch.tensor([row == 4, False])
+        step = Transition(obs, torch.tensor([row, row]) % 2, torch.rand(2), next_obs, end, end, torch.ones(2) > 0)
+        together.add(step, step.reward)
+        for name, replay in apart.items():
+            replay.add(step._replace(obs=obs[name], next_obs=next_obs[name]), step.reward)
+        batch = together.sample(6)
+        for name, replay in apart.items():
+            alone = replay.sample(6)
+            assert torch.equal(batch.obs[name], alone.obs)  # type: ignore[index, arg-type]
+            assert torch.equal(batch.next_obs[name], alone.next_obs)  # type: ignore[index, arg-type]
+            assert torch.equal(batch.discount, alone.discount)
+    assert together.bytes > sum(replay._store.bytes for replay in apart.values())
+    restored = make(Dict(boxes))
+    restored.load_state_dict(together.state_dict())
+    one, two = together.sample(20), restored.sample(20)
+    assert all(torch.equal(one.obs[name], two.obs[name]) for name in boxes)  # type: ignore[index]
