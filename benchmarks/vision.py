@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from benchmarks.record import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-AS_THE_AGENT = ["data=atari_ram", "backbone=nips_cnn", "center_pixels=true"]
+AS_THE_AGENT = ["data=atari_ram", "data.num_images=8000", "epochs=20", "backbone=nips_cnn", "center_pixels=true"]
 
 
 class Case(NamedTuple):
