@@ -304,7 +304,7 @@ def test_a_set_that_is_not_there_is_one_line(
 ) -> None:
     monkeypatch.setattr("vision.command.make_source", make_source)
     line = line_of(capsys, train.main, "data=cifar10", f"data.root={tmp_path}", f"run_dir={tmp_path / 'runs'}")
-    assert (line.code, "set data.download=true" in single_error(line)) == (8, True)
+    assert (line.code, "set data.download=true" in single_error(line)) == (9, True)
     assert not (tmp_path / "runs").exists()
 
 
