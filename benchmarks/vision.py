@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from benchmarks.record import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-AS_THE_AGENT = ["data=atari_ram", "backbone=nips_cnn", "center_pixels=true"]
+AS_THE_AGENT = ["data=atari_ram", "data.num_images=8000", "epochs=20", "backbone=nips_cnn", "center_pixels=true"]
 
 
 class Case(NamedTuple):
@@ -33,11 +33,12 @@ class Case(NamedTuple):
 
     overrides: list[str]
     pretrain: list[str] | None = None
+    robustness_images: int = 0
 
 
 CASES = {
-    "pong": Case(["data=atari_ram", "backbone=nature_cnn"]),
-    "driving": Case(["data=driving_scenes", "backbone=resnet"]),
+    "pong": Case(["data=atari_ram", "backbone=nature_cnn"], robustness_images=200),
+    "driving": Case(["data=driving_scenes", "backbone=resnet"], robustness_images=200),
     "pong_whole": Case(AS_THE_AGENT),
     "pong_probe_dqn": Case([*AS_THE_AGENT, "backbone_init=pretrained/pong", "backbone_freeze=true"]),
     "pong_probe_random": Case([*AS_THE_AGENT, "backbone_freeze=true"]),
@@ -50,14 +51,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    for name in arguments.only:
+        if name not in measured():
+            with TemporaryDirectory() as folder:
+                found = measure(CASES[name], arguments.seed, folder)
+            write_result("vision", {"cases": measured() | {name: found}})
+        print(f"{name}: {summary(measured()[name])}", flush=True)
+
+
+def measured() -> dict[str, Any]:
+    """What the result file has."""
     file = RESULTS / "vision.json"
     cases: dict[str, Any] = json.loads(file.read_text())["cases"] if file.exists() else {}
-    for name in arguments.only:
-        if name not in cases:
-            with TemporaryDirectory() as folder:
-                cases[name] = measure(CASES[name], arguments.seed, folder)
-            write_result("vision", {"cases": cases})
-        print(f"{name}: {summary(cases[name])}", flush=True)
+    return cases
 
 
 def measure(case: Case, seed: int, folder: str) -> dict[str, Any]:
@@ -71,7 +77,8 @@ def measure(case: Case, seed: int, folder: str) -> dict[str, Any]:
     command("vision.train", *overrides, *common, f"run_dir={folder}/runs")
     wall, cpu = time.perf_counter() - began, cpu_s() - cpu_before
     run = only_run(f"{folder}/runs")
-    result = json.loads(command("vision.evaluate", f"run={run}", "format=json", "device=cpu"))
+    evaluate = [f"run={run}", "format=json", "device=cpu", f"robustness_images={case.robustness_images}"]
+    result = json.loads(command("vision.evaluate", *evaluate))
     found = {key: result[key] for key in ("data", "num_images", "num_groups", "checkpoint_updates", "robustness")}
     heads = {name: {k: v for k, v in head.items() if k != "confusion"} for name, head in result["heads"].items()}
     shown = " ".join(["python -m vision.train", *case.overrides])

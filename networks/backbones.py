@@ -65,7 +65,7 @@ def make_backbone(
     """
     if isinstance(space, gym.spaces.Dict):
         if center_pixels:
-            raise ConfigError("agent.center_pixels needs observations that are one image, not several senses")
+            raise ConfigError("center_pixels needs observations that are one image, not several senses")
         names = {part: name if is_image(sense) else "mlp" for part, sense in space.items()}
         return Fusion(
             {
@@ -77,16 +77,16 @@ def make_backbone(
     if name == "auto":
         name = "nature_cnn" if image else "mlp"
     if center_pixels and (not image or name == "mlp"):
-        raise ConfigError(f"agent.center_pixels needs a CNN on images, not {name} on {space}")
+        raise ConfigError(f"center_pixels needs a CNN on images, not {name} on {space}")
     if name == "mlp":
         return MLP(make_input(space), hidden_sizes, activation, layer_norm)
     if not image:
-        raise ConfigError(f"agent.backbone={name} reads images (channels, height, width), not {space}; use mlp")
+        raise ConfigError(f"backbone={name} reads images (channels, height, width), not {space}; use mlp")
     assert space.shape is not None
     if center_pixels and name not in CNNS:
-        raise ConfigError(f"agent.center_pixels is known to {', '.join(CNNS)}, not to {name}")
+        raise ConfigError(f"center_pixels is known to {', '.join(CNNS)}, not to {name}")
     if layer_norm and name == "impala_cnn":
-        raise ConfigError("impala_cnn has no normalisation; set agent.layer_norm=false or use another backbone")
+        raise ConfigError("impala_cnn has no normalisation; set layer_norm=false or use another backbone")
     options = {"center_pixels": center_pixels} if name in CNNS else {}
     if not name.startswith(("resnet", "impala")):  # a ResNet is normalised in its own way, always
         options["layer_norm"] = layer_norm

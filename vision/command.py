@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from faults import ConfigError
+from faults import CheckpointError, ConfigError
 from training.config import parse_overrides, typed
 from training.process import prepare, say, warn
 from training.run import Run, create_folder, find_run
@@ -53,7 +53,7 @@ def run_command(command: Command[C], arguments: Sequence[str]) -> int:
     run = None
     if plain["resume"] is not None:
         run = find_run(str(plain["resume"]), str(plain["run_dir"]), f"python -m vision.{command.name}")
-        plain = _resumed(run, plain, arguments)
+        plain = _resumed(command.name, run, plain, arguments)
     config = typed(command.config_class, plain)
     source = make_source(config)
     prepare(config.torch_threads)
@@ -83,10 +83,12 @@ def load_parts(config: LearnConfig, source: Source) -> list[ImageData]:
     return split(source.load(config.data_seed), config.split, config.data_seed)
 
 
-def _resumed(run: Run, plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _resumed(name: str, run: Run, plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that `run` was started with, and what a resume may change in it."""
     from omegaconf import OmegaConf
 
+    if run.plain().keys() != plain.keys():
+        raise CheckpointError(f"{short(run.path)} is no run of python -m vision.{name}")
     saved: Any = OmegaConf.create(run.plain())
     for override in parse_overrides(overrides):
         key = override.key_or_group

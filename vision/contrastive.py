@@ -53,6 +53,15 @@ class SpatioTemporal(nn.Module):
     """A backbone and the two bilinear forms that score pairs. Two batches of images -> loss and matches."""
 
     def __init__(self, backbone: Backbone, image_shape: tuple[int, ...]) -> None:
+        """Adds the forms.
+
+        Args:
+            backbone: with a feature map.
+            image_shape: channels, height and width of the images.
+
+        Raises:
+            ConfigError: if the backbone has no feature map.
+        """
         super().__init__()
         self.backbone = backbone
         channels = map_shape(backbone, image_shape)[0]
@@ -110,7 +119,6 @@ class Contrastive:
         return list(self.net.parameters())
 
     def loss(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        self.net.train()
         first = self._pairs[index]
         images, partners = (
             augmented(self._images[which], self._config.augment, generator)
@@ -131,7 +139,6 @@ class Contrastive:
         generator = torch.Generator().manual_seed(0)
         mixed = pairs[torch.randperm(len(pairs), generator=generator)]
         size = min(c.batch_size, len(mixed))
-        self.net.eval()
         rows = []
         with torch.inference_mode():
             for index in torch.split(mixed[: len(mixed) // size * size], size):

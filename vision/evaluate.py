@@ -53,7 +53,7 @@ class EvaluateConfig:
     """test, validation or training: which images."""
     within: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     """Distances, in the unit of the amounts, within which a prediction is close."""
-    robustness_images: int = 500
+    robustness_images: int = 200
     """How many images to change and attack; 0 for none."""
     noise: list[float] = field(default_factory=lambda: [8.0, 32.0])
     """Standard deviations of noise, of 255."""

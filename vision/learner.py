@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from contract import Donor, State
 from faults import CheckpointError, ConfigError
-from networks.backbones import CNN, Backbone, make_backbone
+from networks.backbones import CNN, Backbone, ImageBackbone, make_backbone
 from networks.transfer import begin_backbone
 from training import checkpoint
 from training.config import typed
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
             outputs: what the heads say, by name.
 
         Raises:
-            ConfigError: if a feature map is coarser than the cells that are to be read from it.
+            ConfigError: if cells have labels and the backbone has no feature map, or a coarser one.
         """
         super().__init__()
         self.backbone = backbone
@@ -109,18 +109,23 @@ def cell_means(size: int, cells: int) -> Tensor:
     return (covered * cells / size).float()
 
 
-def see(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+def see(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features (B, out_dim) and feature map (B, channels, height, width) of images."""
+    assert isinstance(backbone, ImageBackbone)
     feature_map = backbone.feature_map(images)
     return backbone.read(feature_map), feature_map
 
 
-def map_shape(backbone: Any, image_shape: Sequence[int]) -> tuple[int, ...]:
-    """Channels, height and width of a backbone's feature map."""
-    training = backbone.training
+def map_shape(backbone: Backbone, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """Channels, height and width of a backbone's feature map.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if not isinstance(backbone, ImageBackbone):
+        raise ConfigError("an mlp has no feature map, in which places could be told apart; set backbone to a CNN")
     with torch.no_grad():
-        shape = backbone.eval().feature_map(torch.zeros(1, *image_shape, dtype=torch.uint8)).shape
-    backbone.train(training)
+        shape = backbone.feature_map(torch.zeros(1, *image_shape, dtype=torch.uint8)).shape
     return tuple(shape[1:])
 
 
@@ -190,7 +195,7 @@ def classifier_state(classifier: Classifier) -> State:
 def load_classifier(
     run: str | Path, which: str = "latest", device: torch.device | str = "cpu"
 ) -> tuple[Classifier, int]:
-    """Builds the classifier of a run, ready to predict: in evaluation mode. A pretrained one has no heads.
+    """Builds the classifier of a run, in evaluation mode. A pretrained one has no heads.
 
     Args:
         run: the run folder.
@@ -329,7 +334,7 @@ def losses(
 
 
 def predict(classifier: Classifier, images: Tensor, batch_size: int = 256) -> Outputs:
-    """The outputs of every image, on the CPU. The classifier is left in evaluation mode.
+    """The outputs of every image, on the CPU.
 
     Args:
         classifier: wherever it is.
@@ -337,7 +342,6 @@ def predict(classifier: Classifier, images: Tensor, batch_size: int = 256) -> Ou
         batch_size: how many at a time.
     """
     device = next(classifier.parameters()).device
-    classifier.eval()
     with torch.inference_mode():
         parts = [classifier(batch.to(device)) for batch in torch.split(images, batch_size)]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in classifier.outputs}

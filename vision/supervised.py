@@ -57,8 +57,6 @@ class Supervised:
         targets = {name: target[index] for name, target in self._targets.items()}
         images = augmented(self._images[index], self._config.augment, generator)
         images = self._attacked(images, targets, generator)
-        self.classifier.train()
-        self.classifier.backbone.train(not self._config.backbone_freeze)  # else its normalisation would go on learning
         outputs = self._outputs(images)
         each = self._losses(outputs, targets)
         parts: Metrics = {f"train/loss_{name}": loss.detach() for name, loss in each.items()} if len(each) > 1 else {}
@@ -73,11 +71,10 @@ class Supervised:
         return losses(outputs, targets, self.classifier.outputs, self._config.label_smoothing, self._config.huber_delta)
 
     def _attacked(self, images: Tensor, targets: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """The images as an adversary would have them, who knows the network as it predicts."""
+        """The images as an adversary would have them who knows the network."""
         c = self._config
         if c.adversary == "none":
             return images
-        self.classifier.eval()
 
         def loss(changed: Tensor) -> Tensor:
             return torch.stack(list(self._losses(self._outputs(changed), targets).values())).sum()

@@ -92,6 +92,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_places_cannot_be_read_from_an_mlp(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ("backbone=mlp", "center_pixels=false", f"run_dir={tmp_path}")
+    line = line_of(capsys, COMMANDS[command][0], *COMMANDS[command][2], *options)
+    assert (line.code, "an mlp has no feature map" in single_error(line)) == (2, True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("breaks", [[(4, "kill")], [(16, "kill")], [(9, "SIGINT"), (11, "kill"), (2, "SIGTERM")]])
 def test_an_interrupted_run_ends_bit_for_bit_as_one_left_alone(
     command: str, breaks: list[tuple[int, str]], straight: dict[str, Path], tmp_path: Path
@@ -276,7 +283,7 @@ def line_of(capsys: pytest.CaptureFixture[str], command: Any, *arguments: str) -
         (["epochs=1,2"], "is a sweep"),
         (["split=[0.5,0.5]"], "split has three parts"),
         (["backbone=vgg"], "backbone must be one of"),
-        (["warmup_epochs=30"], "warmup_epochs must be in [0, 6], got 30"),
+        (["warmup_epochs=30"], "warmup_epochs must be in [0, 5], got 30"),
         (["--multirun"], "cannot read '--multirun'"),
         (["device=gpu"], "device must be auto, cpu"),
     ],
@@ -309,6 +316,14 @@ def test_pretraining_on_still_images_is_refused(capsys: pytest.CaptureFixture[st
 def test_what_is_fixed_stays_fixed_on_a_resume(straight: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of(capsys, train.main, f"resume={straight['train']}", "learning_rate=1")
     assert (line.code, "'learning_rate' is fixed" in single_error(line)) == (2, True)
+
+
+def test_only_runs_of_the_same_command_are_resumed(
+    straight: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, folder in ((train.main, straight["pretrain"]), (pretrain.main, "pretrained/pong")):
+        line = line_of(capsys, command, f"resume={folder}")
+        assert (line.code, "is no run of python -m vision." in single_error(line)) == (4, True)
 
 
 @pytest.mark.parametrize(
