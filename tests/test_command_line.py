@@ -92,7 +92,7 @@ TRAIN = [
     (["agent.epsilon_start=0.1", "agent.epsilon_end=0.5"], 2, "agent.epsilon_end must be in [0, 0.1]"),
     (["agent.batch_size=64", "agent.replay_capacity=32"], 2, "must not exceed agent.replay_capacity (32)"),
     (["agent.hidden_sizes=[0]"], 2, "agent.hidden_sizes must be in"),
-    (["agent.backbone=resnet"], 2, "agent.backbone must be one of"),
+    (["agent.backbone=densenet"], 2, "agent.backbone must be one of"),
     (["env.timeout_s=0"], 2, "env.timeout_s must be above 0"),
     (["env.vectorization=threads"], 2, "env.vectorization must be one of sync, async"),
     (["env=ALE/Pong-v5", "env.frame_skip=0"], 2, "env.frame_skip must be in"),
