@@ -87,7 +87,7 @@ class Run:
         """
         path, config = self.path / "config.yaml", self.plain()
         if not all(isinstance(config.get(key), dict) for key in ("agent", "env")):
-            raise CheckpointError(f"{path} is not the configuration of a run")
+            raise CheckpointError(f"{path} is not the configuration of a run of an agent")
         if ":" in str(config["env"].get("id", "")):
             raise CheckpointError(f"{path} names an environment that would import a module: {config['env']['id']!r}")
         try:
