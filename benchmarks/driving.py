@@ -131,7 +131,8 @@ def pqn(part: str) -> dict[str, Any]:
 
 def ppo(part: str) -> dict[str, Any]:
     """PPO on one environment, for as many steps as PQN."""
-    return learned("ppo", part, ["agent=ppo", f"env={IDS[part]}", f"total_env_steps={PPO_STEPS[part]}", "seed=0"])[0]
+    overrides = ["agent=ppo", f"env={IDS[part]}", "env.shaping=2.0", f"total_env_steps={PPO_STEPS[part]}", "seed=0"]
+    return learned("ppo", part, overrides)[0]
 
 
 def cartpole() -> dict[str, Any]:
