@@ -214,7 +214,7 @@ def export() -> str:
     """ONNX files beside torch."""
     result = load("export")
     lines = [
-        "| policy | largest difference from torch | same action | mean return | in int8 | microseconds a step: torch, ONNX |",
+        "| policy | largest difference from torch | same action | mean return | in int8 | torch, ONNX: microseconds |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in result["policies"].items():
