@@ -47,9 +47,9 @@ ENV_STEPS = 512
 
 
 @functools.cache
-def composed(name: str, env_id: str) -> dict[str, Any]:
+def composed(name: str, env_id: str, small: tuple[str, ...]) -> dict[str, Any]:
     env_settings.register_environments()
-    return compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *SMALL.get(name, [])], env_settings)
+    return compose_config([f"agent={name}", f"env={env_id}", "num_envs=4", *small], env_settings)
 
 
 class Session:
@@ -64,7 +64,7 @@ class Session:
         raise refusal
 
     def _build(self, name: str, env_id: str, seed: int) -> None:
-        plain = copy.deepcopy(composed(name, env_id))
+        plain = copy.deepcopy(composed(name, env_id, tuple(SMALL.get(name, []))))
         config = typed(TrainConfig, plain)
         env_config = typed(env_settings.settings_class(env_id), plain["env"], "env")
         self.streams = Streams(seed)
@@ -138,7 +138,7 @@ def trained(name: str) -> Trained:
 def test_every_key_of_the_yaml_is_a_setting_and_every_setting_is_in_the_yaml(name: str) -> None:
     from dataclasses import fields
 
-    plain = composed(name, "CartPole-v1")["agent"]
+    plain = composed(name, "CartPole-v1", tuple(SMALL.get(name, [])))["agent"]
     settings = load_algorithm(plain["algorithm"]).Settings
     assert set(plain) == {f.name for f in fields(settings)}
 
@@ -182,5 +182,5 @@ def test_global_random_generators_are_left_alone(name: str, trained: Trained) ->
 
 
 def test_each_yaml_names_a_file_of_agents(name: str) -> None:
-    plain = composed(name, "CartPole-v1")
+    plain = composed(name, "CartPole-v1", tuple(SMALL.get(name, [])))
     assert (Path(CONFIG_DIR).parent / "agents" / f"{plain['agent']['algorithm']}.py").exists()

@@ -121,9 +121,9 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     built, original = [], make.make_env
 
-    def count(settings, num_envs, streams, name):
+    def count(settings, num_envs, streams, name, first=0):
         built.append((name, num_envs))
-        return original(settings, num_envs, streams, name)
+        return original(settings, num_envs, streams, name, first)
 
     monkeypatch.setattr(make, "make_env", count)
     keys = ["total_env_steps=400_000", "num_envs=2000", "log.every_env_steps=200_000", "eval.every_env_steps=400_000"]
