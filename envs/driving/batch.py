@@ -68,7 +68,7 @@ class DrivingBatch:
         self._obs = [{name: self._observation_array(sense) for name, sense in parts.items()} for _ in range(2)]
         self._turn = 0  # which of the two holds the observation to act on
         self._slices = _slices(num_envs, device)
-        self._pool = ThreadPoolExecutor(len(self._slices)) if len(self._slices) > 1 else None
+        self._pool = ThreadPoolExecutor(len(self._slices) - 1) if len(self._slices) > 1 else None
         self._record()
 
     # What has been observed, shared with the kernels without a copy.
@@ -222,13 +222,11 @@ class DrivingBatch:
         return tensor
 
     def _run(self, launches: list[list[Callable[[], object]]]) -> None:
-        """Runs the launches of every slice, slices side by side."""
-        if self._pool is None:
-            for launch in launches[0]:
-                launch()
-        else:
-            for done in [self._pool.submit(_run_all, one) for one in launches]:
-                done.result()
+        """Runs the launches of every slice, slices side by side: the first here, the others on threads."""
+        others = [self._pool.submit(_run_all, one) for one in launches[1:]] if self._pool is not None else []
+        _run_all(launches[0])
+        for done in others:
+            done.result()
 
 
 def members(struct: Any) -> dict[str, Any]:
