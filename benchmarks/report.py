@@ -164,7 +164,8 @@ def envs() -> str:
     ]
     lines = ["| random actions, resets included | environment steps/s |", "|---|---|"]
     lines += [f"| {label} | {found[name]:,} |" for label, name in shown if name in found]
-    return "\n".join([*lines, "", f"In one run on {result['about']['processor']}, {result['about']['cores']} cores."])
+    machine_of_it = f"{result['about']['processor']}, {result['about']['cores']} cores"
+    return "\n".join([*lines, "", f"In one run on {machine_of_it}, a shared host: rows compare, runs hardly do."])
 
 
 def vision() -> str:
@@ -413,7 +414,7 @@ def driving() -> str:
         lines.append(row("the planner, which knows the map", found["planner"], ""))
         if ppo := parts.get(f"{part}_ppo"):
             trained = f"{ppo['env_steps'] / 1e6:.1f}M steps, {ppo['wall_s']:.0f} s"
-            lines.append(row("the same, `agent=ppo`", ppo["ppo"], trained))
+            lines.append(row(f"**{found['env']}**, `agent=ppo env.shaping=2`", ppo["ppo"], trained))
         if part == "route":
             ppo = parts["sb3"]
             trained = f"{ppo['env_steps'] / 1e6:.1f}M steps, {ppo['wall_s']:.0f} s"
