@@ -27,7 +27,7 @@ from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_criti
 from networks.optimizer import clipped_gradient, load_optimizer_state, optimizer_state
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
 from rules.policy_gradient import explained_variance
-from rules.schedules import linear_schedule
+from rules.schedules import annealed
 
 LEARNS_IN_STEP = True
 """Several learners (learners.py) can share the work."""
@@ -110,9 +110,7 @@ class A2C:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self._env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(self._env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> ActorCriticPolicy:
         return ActorCriticPolicy(self.net, self._distribution, mode, num_envs, generator)

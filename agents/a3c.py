@@ -46,7 +46,7 @@ from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
 from networks.optimizer import SharedRMSProp, clipped_gradient
 from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
-from rules.schedules import linear_schedule
+from rules.schedules import annealed
 from workers import Crew
 
 ROLLOUTS_AHEAD = 2
@@ -196,9 +196,7 @@ class ActorLearner:
 
     def _learning_rate(self, env_steps: int) -> float:
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def state_dict(self) -> State:
         if self._obs is None:

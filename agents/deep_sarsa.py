@@ -35,7 +35,7 @@ from networks.q_learner import QLearner, QLearnerSettings, make_q_net
 from rules.exploration import epsilon_greedy_action
 from rules.losses import squared_loss
 from rules.returns import lambda_returns, n_step_returns
-from rules.schedules import linear_schedule
+from rules.schedules import annealed, linear_schedule
 
 LEARNS_IN_STEP = True
 """Several learners (learners.py) can share the work."""
@@ -168,9 +168,7 @@ class DeepSarsa:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         if mode.name == "sample":

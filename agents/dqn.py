@@ -61,7 +61,7 @@ from rules.distributional import (
 )
 from rules.exploration import epsilon_greedy_action, greedy_action
 from rules.losses import huber_loss
-from rules.schedules import linear_schedule
+from rules.schedules import annealed, linear_schedule
 from rules.targets import double_q_target, q_learning_target
 
 LEARNS_IN_STEP = True
@@ -293,9 +293,7 @@ class DQN:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         if mode.name == "sample":

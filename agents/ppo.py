@@ -56,7 +56,7 @@ from rules.policy_gradient import (
     ppo_clip_loss,
     value_loss,
 )
-from rules.schedules import linear_schedule
+from rules.schedules import annealed
 
 LEARNS_IN_STEP = True
 """Several learners (learners.py) can share the work."""
@@ -256,7 +256,7 @@ class PPO:
         return grad_norm
 
     def _scheduled(self, start: float, end: float | None) -> float:
-        return start if end is None else linear_schedule(self._env_steps, start, end, self._total_env_steps)
+        return annealed(self._env_steps, start, end, self._total_env_steps)
 
     def policy_state_dict(self) -> State:
         return {"net": self.net.state_dict()}

@@ -33,7 +33,7 @@ from networks.optimizer import load_optimizer_state, optimizer_state
 from networks.transfer import begin_backbone
 from rules.exploration import boltzmann_action, epsilon_greedy_action, greedy_action
 from rules.returns import lambda_returns
-from rules.schedules import linear_schedule
+from rules.schedules import annealed, linear_schedule
 
 LEARNS_IN_STEP = True
 """Several learners (learners.py) can share the work."""
@@ -213,9 +213,7 @@ class PQN:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self._env_steps, s.learning_rate, s.learning_rate_end, self._task.total_env_steps)
+        return annealed(self._env_steps, s.learning_rate, s.learning_rate_end, self._task.total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         return QPolicy(self.q_net, mode, self._epsilon, generator)

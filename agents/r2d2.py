@@ -39,7 +39,7 @@ from rules.exploration import epsilon_greedy_action, greedy_action
 from rules.losses import huber_loss
 from rules.rescaling import rescale, unscale
 from rules.returns import n_step_returns
-from rules.schedules import linear_schedule
+from rules.schedules import annealed, linear_schedule
 
 LEARNS_IN_STEP = True
 """Several learners (learners.py) can share the work."""
@@ -251,9 +251,7 @@ class R2D2:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> RecurrentQPolicy:
         if mode.name == "sample":

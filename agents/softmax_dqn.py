@@ -41,7 +41,7 @@ from networks.heads import DuelingQHead, QHead
 from networks.q_learner import QLearner, QLearnerSettings, make_q_net
 from rules.exploration import boltzmann_action, softmax_policy
 from rules.losses import huber_loss
-from rules.schedules import linear_schedule
+from rules.schedules import annealed, linear_schedule
 from rules.targets import munchausen_reward, soft_target, softmax_target
 
 LEARNS_IN_STEP = True
@@ -165,9 +165,7 @@ class SoftmaxDQN:
     def learning_rate(self) -> float:
         """The learning rate at this step of training."""
         s = self._settings
-        if s.learning_rate_end is None:
-            return s.learning_rate
-        return linear_schedule(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
+        return annealed(self.learner.env_steps, s.learning_rate, s.learning_rate_end, self._total_env_steps)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> QPolicy:
         def values(obs: Obs) -> Tensor:

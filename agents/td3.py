@@ -25,6 +25,7 @@ from memory.replay import Replay
 from networks.backbones import Backbone
 from networks.continuous import Critic, DeterministicActor, make_encoder, polyak_update
 from networks.optimizer import descend, load_optimizer_state, optimizer_state
+from rules.exploration import gaussian_action
 from rules.targets import clipped_double_q_target, smoothed_action
 
 LEARNS_IN_STEP = True
@@ -159,9 +160,7 @@ class TD3:
         )
 
     def _explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        action: Tensor = self.actor(obs)
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
-        return (action + self._settings.exploration_noise * noise).clamp(-1, 1)
+        return gaussian_action(self.actor(obs), self._settings.exploration_noise, generator)
 
     def _warming_up(self) -> bool:
         return self._env_steps < self._settings.learning_starts_env_steps

@@ -196,3 +196,24 @@ def _check_epsilon(q: Tensor, epsilon: float | Tensor) -> None:
         check_one_per_row(q=q)
     else:
         check_one_per_row(q=q, epsilon=epsilon)
+
+
+def gaussian_action(action: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Adds fresh Gaussian noise to continuous actions in units of the box.
+
+    Equation:
+        clip(action + noise * N(0, 1), -1, 1)
+
+    Source:
+        Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, Algorithm 1.
+
+    Args:
+        action: (B, action_dim) in [-1, 1].
+        noise: standard deviation, in units of the box.
+        generator: on the device of `action`.
+
+    Returns:
+        (B, action_dim) in [-1, 1].
+    """
+    normal = torch.randn(action.shape, generator=generator, device=action.device)
+    return (action + noise * normal).clamp(-1, 1)

@@ -32,6 +32,11 @@ def linear_schedule(step: float, start: float, end: float, duration: float) -> f
     return (1 - progress) * start + progress * end
 
 
+def annealed(step: float, start: float, end: float | None, duration: float) -> float:
+    """`linear_schedule`, or start for ever where end is None: what the `*_end` keys of agents mean."""
+    return start if end is None else linear_schedule(step, start, end, duration)
+
+
 def exponential_schedule(step: float, start: float, end: float, duration: float) -> float:
     """A constant percentage per step from start to end, flat before and after.
 

@@ -250,6 +250,33 @@ def _check_group(group: str, choice: Any, catalogue: EnvCatalogue) -> None:
         raise ConfigError(f"unknown {group} '{choice}'.{closest(str(choice), files)}")
 
 
+def parse_keys(arguments: Sequence[str], example: str) -> dict[str, Any]:
+    """What stands on the command line of an evaluation, which has no files of configuration to compose.
+
+    Args:
+        arguments: `key=value`, each.
+        example: of such a line, for the error.
+
+    Raises:
+        ConfigError: naming the argument that cannot be read, or the empty key.
+    """
+    for argument in arguments:
+        if "=" not in argument or argument.startswith(("=", "-")):
+            raise ConfigError(f"cannot read '{argument}': write key=value, e.g. {example}")
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    for key in ("run", "checkpoint"):
+        if key in plain:
+            if plain[key] is None:
+                raise ConfigError(f"{key}= is empty")
+            plain[key] = str(plain[key])
+    if isinstance(plain.get("explain"), bool):
+        plain["explain"] = SALIENCY_METHODS[0] if plain["explain"] else None
+    return {str(key): value for key, value in plain.items()}
+
+
 def typed(cls: type[S], plain: dict[str, Any], prefix: str = "") -> S:
     """Builds the dataclass `cls` from plain data, refusing unknown keys and values of the wrong type.
 

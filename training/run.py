@@ -153,13 +153,10 @@ def _strings(node: Any) -> Iterator[str]:
 
 def create_run(parent: str, config: dict[str, Any], agent_name: str, learners: int = 1) -> Run:
     """Makes the folder of an agent's run, in which so many processes will keep state; see `create_folder`."""
-    run = create_folder(parent, config["env"]["id"], agent_name, config)
-    for rank in range(1, learners):
-        run.of_learner(rank).checkpoints.mkdir(parents=True)
-    return run
+    return create_folder(parent, config["env"]["id"], agent_name, config, learners)
 
 
-def create_folder(parent: str, subject: str, learner: str, config: dict[str, Any]) -> Run:
+def create_folder(parent: str, subject: str, learner: str, config: dict[str, Any], learners: int = 1) -> Run:
     """Makes a new run folder and records the configuration, the command and the versions in it.
 
     Args:
@@ -167,6 +164,7 @@ def create_folder(parent: str, subject: str, learner: str, config: dict[str, Any
         subject: what is learned on: an environment or a data set.
         learner: what learns: an agent or a backbone.
         config: plain data, with a `seed`.
+        learners: how many processes will keep state in it.
 
     Raises:
         StorageError: if the folder cannot be written.
@@ -184,7 +182,8 @@ def create_folder(parent: str, subject: str, learner: str, config: dict[str, Any
             except FileExistsError:
                 n += 1
                 path = folder / f"{stem}-{n}"
-        Run(path).checkpoints.mkdir()
+        for rank in range(learners):
+            Run(path).of_learner(rank).checkpoints.mkdir(parents=True)
         (path / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n")
         (path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
         _write_config(path, config)  # last: a folder that has it is a run

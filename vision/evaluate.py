@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faults import CheckpointError, ConfigError, check_choice, check_range
-from training.config import EXPORTS, SALIENCY_METHODS, typed
+from training.config import EXPORTS, SALIENCY_METHODS, parse_keys, typed
 from training.process import prepare, report, say, warn
 from training.run import Run, find_run
 
@@ -104,25 +104,10 @@ class EvaluateConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if set(arguments) & {"-h", "--help"}:
         say(usage())
         return 0
-    for argument in arguments:
-        if "=" not in argument or argument.startswith(("=", "-")):
-            raise ConfigError(f"cannot read '{argument}': write key=value, e.g. run=latest part=validation")
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
-    for key in ("run", "checkpoint"):
-        if key in plain:
-            plain[key] = str(plain[key])
-    if isinstance(plain.get("explain"), bool):
-        plain["explain"] = SALIENCY_METHODS[0] if plain["explain"] else None
-    config = typed(EvaluateConfig, plain)
+    config = typed(EvaluateConfig, parse_keys(arguments, "run=latest part=validation"))
     run = find_run(config.run, config.run_dir, "python -m vision.train")
     prepare(config.torch_threads)
     return evaluate(run, config)

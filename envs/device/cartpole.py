@@ -10,9 +10,7 @@ Source:
 
 from __future__ import annotations
 
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +24,7 @@ from torch import Tensor
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
 from envs.device.random import draw, episode_key
+from envs.device.slices import Slices
 from envs.device.vec import DeviceVecEnv, require
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "optimization_level": 3})
@@ -49,7 +48,7 @@ LIMIT = wp.constant(TIME_LIMIT)
 START_SPREAD = wp.constant(wp.float64(0.05))
 """First states are uniform in [-0.05, 0.05) in each of the four numbers."""
 MIN_ENVS_PER_THREAD = 16_384
-"""A smaller slice is done before a second thread has woken up."""
+"""A smaller part is done before a second thread has woken up."""
 
 
 @wp.struct
@@ -263,16 +262,14 @@ class CartPoleBatch:
         arrays = [wp.zeros(groups, dtype=Observations, device=device) for _ in range(3)]
         self._next_obs, *self._obs = [every_cart(array) for array in arrays]
         self._turn = 0  # which of the two holds the observation to act on
-        threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
-        threads = max(1, min(threads, num_envs // MIN_ENVS_PER_THREAD))
-        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-        bounds = [groups * k // threads for k in range(threads + 1)]
+        self._slices = Slices(groups, MIN_ENVS_PER_THREAD // LANES, device)
 
-        def record(kernel: Any, inputs: list[Any]) -> list[wp.Launch]:
-            return [
-                wp.launch(kernel, b - a, inputs=[a, *inputs], device=device, record_cmd=True)
-                for a, b in itertools.pairwise(bounds)
+        def record(kernel: Any, inputs: list[Any]) -> list[list[Callable[[], object]]]:
+            launches = [
+                wp.launch(kernel, count, inputs=[first, *inputs], device=device, record_cmd=True)
+                for first, count in self._slices.parts
             ]
+            return [[launch.launch] for launch in launches]
 
         self._reset = record(reset, [self.carts])
         self._observe = [record(observe, [self.carts, out]) for out in arrays[1:]]
@@ -290,12 +287,12 @@ class CartPoleBatch:
         for name, values in (("seed", seed), ("episode", episode)):
             if values is not None:
                 self._assign(name, values)
-        self._run(self._reset)
-        self._run(self._observe[self._turn])
+        self._slices.run(self._reset)
+        self._slices.run(self._observe[self._turn])
 
     def step_and_reset(self) -> None:
         self._turn = 1 - self._turn
-        self._run(self._step[self._turn])
+        self._slices.run(self._step[self._turn])
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self.carts, name).numpy().reshape(-1)[: self.num_envs].copy() for name in Carts.vars}
@@ -303,7 +300,7 @@ class CartPoleBatch:
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         for name in Carts.vars:
             self._assign(name, np.asarray(state[name]))
-        self._run(self._observe[self._turn])
+        self._slices.run(self._observe[self._turn])
 
     def _assign(self, name: str, values: NDArray[Any]) -> None:
         """Sets one number of every cart."""
@@ -313,15 +310,7 @@ class CartPoleBatch:
         array.assign(everyone)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def _run(self, launches: list[wp.Launch]) -> None:
-        """Runs every slice, slices side by side: the first here, the others on threads."""
-        others = [self._pool.submit(one.launch) for one in launches[1:]] if self._pool is not None else []
-        launches[0].launch()
-        for done in others:
-            done.result()
+        self._slices.close()
 
 
 def make_cartpole(num_envs: int, seeds: NDArray[np.uint32], device: str = "cpu") -> DeviceVecEnv:

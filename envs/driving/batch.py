@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -16,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.device.endings import KEPT
+from envs.device.slices import Slices
 from envs.driving import camera, foresight, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
 
 MIN_ENVS_PER_THREAD = 256
-"""A smaller slice is done before a second thread has woken up."""
+"""A smaller part is done before a second thread has woken up."""
 ACTIONS = ("keep", "left", "right", "accelerate", "brake")
 ROWS_BEHIND = 2
 """Rows of the window behind the ego."""
@@ -67,8 +65,7 @@ class DrivingBatch:
         self._next_obs = {name: self._observation_array(sense) for name, sense in parts.items()}
         self._obs = [{name: self._observation_array(sense) for name, sense in parts.items()} for _ in range(2)]
         self._turn = 0  # which of the two holds the observation to act on
-        self._slices = _slices(num_envs, device)
-        self._pool = ThreadPoolExecutor(len(self._slices) - 1) if len(self._slices) > 1 else None
+        self._slices = Slices(num_envs, MIN_ENVS_PER_THREAD, device)
         self._record()
 
     # What has been observed, shared with the kernels without a copy.
@@ -93,30 +90,29 @@ class DrivingBatch:
         for name, values in (("seed", seed), ("episode", episode)):
             if values is not None:
                 getattr(self.state, name).assign(values)
-        self._run(self._reset_launches)
+        self._slices.run(self._reset_launches)
         self.observe()
 
     def observe(self) -> None:
         """Fills `obs` from the state."""
-        self._run(self._observe_launches[self._turn])
+        self._slices.run(self._observe_launches[self._turn])
 
     def step(self) -> None:
         """Advances every environment by `action`."""
-        self._run(self._step_launches)
+        self._slices.run(self._step_launches)
 
     def reset_ended(self) -> None:
         """Begins the next episode wherever one has ended."""
         self._turn = 1 - self._turn
-        self._run(self._reset_ended_launches[self._turn])
+        self._slices.run(self._reset_ended_launches[self._turn])
 
     def step_and_reset(self) -> None:
         """`step`, then `reset_ended`, with one hand-over to the threads."""
         self._turn = 1 - self._turn
-        self._run(self._full_launches[self._turn])
+        self._slices.run(self._full_launches[self._turn])
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._slices.close()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All that the running episodes depend on, copied."""
@@ -168,7 +164,7 @@ class DrivingBatch:
         self._observe_launches: list[list[list[Callable[[], object]]]] = [[], []]
         self._reset_ended_launches: list[list[list[Callable[[], object]]]] = [[], []]
         self._full_launches: list[list[list[Callable[[], object]]]] = [[], []]
-        for first, count in self._slices:
+        for first, count in self._slices.parts:
             reset, reset_ended = (
                 self._launch(rules.reset, first, count, [self._maps, self.state, self.outcome, everywhere])
                 for everywhere in (1, 0)
@@ -221,22 +217,10 @@ class DrivingBatch:
             return wp.to_torch(_bytes_of(array)).view(-1, camera.SIZE, camera.SIZE, 3)
         return tensor
 
-    def _run(self, launches: list[list[Callable[[], object]]]) -> None:
-        """Runs the launches of every slice, slices side by side: the first here, the others on threads."""
-        others = [self._pool.submit(_run_all, one) for one in launches[1:]] if self._pool is not None else []
-        _run_all(launches[0])
-        for done in others:
-            done.result()
-
 
 def members(struct: Any) -> dict[str, Any]:
     """The fields of a Warp struct, with their types."""
     return struct.vars
-
-
-def _run_all(launches: list[Callable[[], object]]) -> None:
-    for launch in launches:
-        launch()
 
 
 def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], object]:
@@ -250,14 +234,6 @@ def _bytes_of(words: wp.array) -> wp.array:
     return wp.array(
         ptr=words.ptr, dtype=wp.uint8, shape=(n, 4 * count), capacity=words.capacity, device=words.device, copy=False
     )
-
-
-def _slices(num_envs: int, device: str) -> list[tuple[int, int]]:
-    """(first, count) of the environments that each thread steps; a CPU launch runs on one thread."""
-    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
-    threads = max(1, min(threads, num_envs // MIN_ENVS_PER_THREAD))
-    bounds = [num_envs * k // threads for k in range(threads + 1)]
-    return [(a, b - a) for a, b in itertools.pairwise(bounds)]
 
 
 def window_shape(config: DrivingConfig) -> tuple[int, int]:

@@ -118,9 +118,9 @@ def test_restoring_the_state_continues_exactly(make):
 
 def test_slices_on_threads_change_nothing(monkeypatch):
     alone, threaded = DrivingBatch(make_config("Driving/Traffic-v0", SMALL), 600), None
-    monkeypatch.setattr("envs.driving.batch.os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("envs.device.slices.os.sched_getaffinity", lambda _: {0, 1})
     threaded = DrivingBatch(make_config("Driving/Traffic-v0", SMALL), 600)
-    assert threaded._pool is not None
+    assert threaded._slices.pool is not None
     for batch in (alone, threaded):
         batch.reset(np.arange(600, dtype=np.uint32), np.zeros(600, np.int32))
     for action in random_actions(600, 20):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -188,6 +189,28 @@ def test_eight_bits_are_a_quarter_of_the_bytes_and_nearly_the_same(tmp_path: Pat
     assert not np.array_equal(whole, small)
     assert np.abs(whole - small).max() < 0.1 * np.abs(whole).max()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "small.onnx"]
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 3])
+def test_eight_bits_leave_every_last_layer_in_float32(hidden_layers: int, tmp_path: Path) -> None:
+    hidden = [layer for _ in range(hidden_layers) for layer in (nn.Linear(8, 8), nn.ReLU())]
+
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.policy, self.value = nn.Sequential(*hidden), nn.Linear(8, 3), nn.Linear(8, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = self.hidden(x)
+            return torch.tanh(self.policy(features)), self.value(features)
+
+    example = {"obs": np.zeros((2, 8), np.float32)}
+    export.write_onnx(TwoHeads(), example, ["policy", "value"], tmp_path / "net.onnx")
+    export.quantise(tmp_path / "net.onnx", tmp_path / "small.onnx")
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == hidden_layers
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+    assert sum(kind == onnx.TensorProto.FLOAT for kind in weights.values()) == 2
 
 
 def test_the_command_writes_a_policy_that_plays_without_torch(
