@@ -8,6 +8,10 @@ Equal work, DQN: the Nature network on 84x84x4, 8 replayed samples per environme
 or dueling, frames skipped, pooled and resized alike. Free, as long as learning does not suffer: batch size and number
 of environments. PPO and A2C: all of it is equal, network, number of environments, rollouts, minibatches and epochs.
 
+Stable-Baselines3 stands twice beside PPO and A2C: under our command line, where it has our environment and our settings
+of memory, so that the ratio speaks of the learners alone; and `alone`, as its users run it, with its own Atari wrappers
+one after the other in a DummyVecEnv.
+
 Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine that drifts drifts
 for all. A window starts after learning has, and counts whole rollouts, learning included. Processor seconds count the
 time that the process really had, all its threads together: other programs beside it change them little.
@@ -21,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 OURS = [
@@ -41,11 +46,13 @@ CONTENDERS: dict[str, list[str]] = {
     "sb3_dqn": SB3_DQN,
     "sb3_ppo": ["agent=sb3_ppo"],
     "sb3_a2c": ["agent=sb3_a2c"],
+    "sb3_ppo alone": ["agent=sb3_ppo"],
+    "sb3_a2c alone": ["agent=sb3_a2c"],
 }
 
 GROUPS = {
     "dqn": ["dqn", "dqn, batch 32", "dqn, bfloat16", "sb3_dqn", "sb3_ppo", "sb3_a2c"],
-    "actor_critic": ["ppo", "sb3_ppo", "a2c", "sb3_a2c"],
+    "actor_critic": ["ppo", "sb3_ppo", "sb3_ppo alone", "a2c", "sb3_a2c", "sb3_a2c alone"],
 }
 
 
@@ -82,17 +89,62 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
     rollout_steps = plain["agent"].get("rollout_steps") or plain["agent"].get("kwargs", {}).get("n_steps", 1)
     at_once = max(256, config.num_envs * rollout_steps)  # whole rollouts, each with its update
     at_once = max(at_once, getattr(advance, "stride_env_steps", 0))
+    figures = timed(lambda: advance(at_once).env_steps, seconds)
+    env.close()
+    return figures
+
+
+def measure_alone(overrides: list[str], seconds: float) -> dict[str, float]:
+    """Trains Stable-Baselines3 on Pong with nothing of ours but the arguments in its configuration file."""
+    import ale_py
+    import gymnasium
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    from envs import settings as env_settings
+    from training.config import compose_config
+
+    gymnasium.register_envs(ale_py)
+    env_settings.register_environments()
+    plain = compose_config([*overrides, "env=ALE/Pong-v5"], env_settings)
+    frames = make_atari_env("ALE/Pong-v5", n_envs=plain["num_envs"], env_kwargs={"frameskip": 1})  # the wrapper skips
+    env = VecFrameStack(frames, n_stack=4)
+    model = {"ppo": PPO, "a2c": A2C}[plain["agent"]["model"]](
+        "CnnPolicy", env, device="cpu", **plain["agent"]["kwargs"]
+    )
+    rollout = model.n_steps * plain["num_envs"]
+    at_once = -(-1_024 // rollout) * rollout
+
+    def learn() -> int:
+        model.learn(at_once, reset_num_timesteps=False)
+        return at_once
+
+    learn()
+    learn()
+    figures = timed(learn, seconds)
+    env.close()
+    return figures
+
+
+def timed(advance: Callable[[], int], seconds: float) -> dict[str, float]:
+    """Calls `advance`, which answers how many environment steps it took, until the time is over."""
     env_steps, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
-        env_steps += advance(at_once).env_steps
+        env_steps += advance()
     elapsed, used = time.perf_counter() - began, time.process_time() - used
-    env.close()
     return {
         "env_steps": env_steps,
         "seconds": elapsed,
         "env_steps_per_s": env_steps / elapsed,
         "env_steps_per_processor_s": env_steps / used,
     }
+
+
+def quotients(speeds: dict[str, list[float]], ours: str, peer: str) -> list[float]:
+    """Our speed over Stable-Baselines3's, round by round; `peer` is what its name ends in."""
+    theirs = speeds[f"sb3_{ours.partition(',')[0]}{peer}"]
+    return [a / b for a, b in zip(speeds[ours], theirs, strict=True)]
 
 
 def main() -> None:
@@ -103,7 +155,8 @@ def main() -> None:
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        print(json.dumps(measure(CONTENDERS[arguments.contender], arguments.seconds)))
+        how = measure_alone if arguments.contender.endswith(" alone") else measure
+        print(json.dumps(how(CONTENDERS[arguments.contender], arguments.seconds)))
         return
 
     from benchmarks.record import write_result
@@ -131,30 +184,22 @@ def main() -> None:
                 f"{figures[units[1]]:8.1f} per second of processor",
                 flush=True,
             )
-    peers = {name: f"sb3_{name.partition(',')[0]}" for name in contenders if not name.startswith("sb3_")}
+    dqn = arguments.group == "dqn"
+    ours = [name for name in contenders if not name.startswith("sb3_")]
+    kinds = {"ratio_to_sb3_dqn" if dqn else "ratio_to_sb3": ""} | ({} if dqn else {"ratio_to_sb3_alone": " alone"})
     ratios = {
-        unit: {
-            name: [ours / theirs for ours, theirs in zip(values[name], values[peer], strict=True)]
-            for name, peer in peers.items()
-        }
-        for unit, values in speeds.items()
+        kind + suffix: {name: quotients(speeds[unit], name, peer) for name in ours}
+        for kind, peer in kinds.items()
+        for unit, suffix in zip(units, ("", "_per_processor_s"), strict=True)
     }
     for unit in units:
         print(f"\n{unit}, median of the rounds (learning included)")
         for name, values in speeds[unit].items():
             print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")
-        for name, values in ratios[unit].items():
-            print(f"  {name} / {peers[name]}: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
-    ratio = "ratio_to_sb3_dqn" if arguments.group == "dqn" else "ratio_to_sb3"
-    path = write_result(
-        "speed" if arguments.group == "dqn" else f"speed_{arguments.group}",
-        {
-            "env": "ALE/Pong-v5",
-            **speeds,
-            ratio: ratios[units[0]],
-            f"{ratio}_per_processor_s": ratios[units[1]],
-        },
-    )
+    for kind, of_agents in ratios.items():
+        for name, values in of_agents.items():
+            print(f"  {kind}, {name}: {statistics.median(values):.2f}   [{min(values):.2f}, {max(values):.2f}]")
+    path = write_result("speed" if dqn else f"speed_{arguments.group}", {"env": "ALE/Pong-v5", **speeds, **ratios})
     print(f"written to {path.name}")
 
 

@@ -202,6 +202,8 @@ class DrivingBatch:
             inputs = [*given, self.outcome.episode_end, everywhere, out[name]]
             if sense == "camera":
                 inputs[-1:] = [self._film, out[name], _bytes_of(out[name])]
+            elif sense == "features":
+                inputs.append(_rays_of(out[name]))
             launches.append(self._launch(kernel, first, count, inputs))
         return launches
 
@@ -233,6 +235,18 @@ def _bytes_of(words: wp.array) -> wp.array:
     n, count = words.shape
     return wp.array(
         ptr=words.ptr, dtype=wp.uint8, shape=(n, 4 * count), capacity=words.capacity, device=words.device, copy=False
+    )
+
+
+def _rays_of(features: wp.array) -> wp.array:
+    """(N, NUM_FEATURES) float32 -> (N, 16) of four each: what the radar fills of it, the same memory."""
+    return wp.array(
+        ptr=features.ptr + 4 * senses.NUM_SCALARS,
+        dtype=wp.vec4f,
+        shape=(features.shape[0], senses.NUM_RAYS),
+        strides=(features.strides[0], 16),
+        device=features.device,
+        copy=False,
     )
 
 
@@ -299,6 +313,7 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
         "guidance": GUIDANCE.index(config.guidance),
         "size": max(tables.cities[0].kind.shape),
         "wall": make_walls(tables, ray),
+        "ray": make_rays(config.view_range),
         "light": make_lights(tables, config.view_range),
         "reach": reach,
         "beams": make_beams(ray, reach),
@@ -319,6 +334,13 @@ def make_walls(tables: Tables, ray: NDArray[np.int32]) -> NDArray[np.uint8]:
         seen = np.clip(cell[:, None] + ray[:, None, :, distance - 1], 0, len(cell) - 1)  # (4, cells, 16)
         walls[blocked[:, seen]] = 128 | distance
     return walls.reshape(-1, *walls.shape[2:])
+
+
+def make_rays(view_range: int) -> NDArray[np.float32]:
+    """(256, 4): the features of a ray by its entry in `make_walls`: distance, and whether it meets something fixed."""
+    rays, wall = np.zeros((256, 4), np.float32), np.arange(256)
+    rays[:, 0], rays[:, 1] = (wall & 31).astype(np.float32) / np.float32(view_range), wall >> 7
+    return rays
 
 
 def make_lights(tables: Tables, view_range: int) -> NDArray[np.uint16]:

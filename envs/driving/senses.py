@@ -46,6 +46,8 @@ to the right, oncoming, to the left), 7 several directions, 8 crosswalk, 9 red a
 11 goal, 12-15 vehicle (by relative heading), 16 person, 17-19 here the route goes straight on to the goal, left, right,
 20-31 the ego (20 + 4 * speed + next manoeuvre: none known, straight on, left, right)."""
 
+AHEAD = wp.constant(3)
+"""How many environments earlier tables are asked for what one will see."""
 SIGN_BIT = wp.constant(15)
 ROUTE_ALWAYS, ROUTE_AT_SIGNS = wp.constant(0), wp.constant(1)
 
@@ -62,6 +64,8 @@ class Senses:
     wall: wp.array3d(dtype=wp.uint8)
     """(M * 4 headings, cells, 16 rays): what a ray meets in an empty city: the cells to there, + 128 if it is a cell
     that cannot be driven on rather than the end of the view."""
+    ray: wp.array(dtype=wp.vec4f)
+    """(256,): by such an entry, the four features of the ray. To divide took longer than to look them up."""
     light: wp.array2d(dtype=wp.uint16)
     """(M, poses): the next light ahead, 0 for none in view: its signal, + 256 * the cells before its junction."""
     reach: wp.int32
@@ -77,6 +81,26 @@ class Senses:
     """Columns of the window."""
     look: wp.array2d(dtype=wp.uint8)
     """(M * 4 headings, cells): the window's code of each cell as it is without goal and occupants; lights are red."""
+
+
+@wp.func_native("""
+#ifndef __CUDACC__
+    __builtin_prefetch(&index(route, task, pose));
+#endif
+""")
+def prefetch_route(route: wp.array2d(dtype=wp.uint32), task: int, pose: int) -> None:
+    """Asks for an entry that is soon to be read, because it misses the cache. On a GPU other threads fill the wait."""
+    ...
+
+
+@wp.func_native("""
+#ifndef __CUDACC__
+    __builtin_prefetch(&index(wall, row, cell, 0));
+#endif
+""")
+def prefetch_walls(wall: wp.array3d(dtype=wp.uint8), row: int, cell: int) -> None:
+    """As `prefetch_route`, for what the rays from a cell meet."""
+    ...
 
 
 @wp.func
@@ -119,8 +143,10 @@ def observe_features(
     only: wp.array(dtype=wp.bool),
     all_of_them: int,
     out: wp.array2d(dtype=wp.float32),
+    rays: wp.array2d(dtype=wp.vec4f),
 ) -> None:
-    """Writes (N, NUM_FEATURES) float32; where `all_of_them` is 0, rows that `only` marks."""
+    """Writes (N, NUM_FEATURES) float32; where `all_of_them` is 0, rows that `only` marks. `rays` (N, 16) is the part of
+    `out` that the radar fills: the same memory."""
     i = first + wp.tid()
     if all_of_them == 0 and not only[i]:
         return
@@ -128,6 +154,10 @@ def observe_features(
     pose = state.pose[i]
     cell = pose >> 2
     heading = pose & 3
+    soon = wp.min(i + AHEAD, state.pose.shape[0] - 1)
+    next_city, next_pose = state.city[soon], state.pose[soon]
+    prefetch_route(maps.route, next_city * maps.goal.shape[1] + state.goal[soon], next_pose)
+    prefetch_walls(senses.wall, next_city * 4 + (next_pose & 3), next_pose >> 2)
     here = int(maps.ground[city, cell])
     k = int(0)
     while k < NUM_SCALARS:
@@ -162,15 +192,8 @@ def observe_features(
         out[i, 20] = 1.0 - float(light >> 8) / float(senses.view_range)
 
     row = city * 4 + heading
-    r = int(0)
-    while r < NUM_RAYS:
-        at = NUM_SCALARS + 4 * r
-        wall = int(senses.wall[row, cell, r])
-        out[i, at] = float(wall & 31) / float(senses.view_range)
-        out[i, at + 1] = float(wall >> 7)
-        out[i, at + 2] = 0.0
-        out[i, at + 3] = 0.0
-        r += 1
+    for r in range(NUM_RAYS):
+        rays[i, r] = senses.ray[int(senses.wall[row, cell, r])]
     j = int(0)
     while j < state.car.shape[1]:
         difference = wp.where(state.car[i, j] >= 0, (state.car[i, j] >> 2) - cell, senses.reach)
