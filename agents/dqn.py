@@ -30,7 +30,7 @@ Deviations from the sources:
     5. The dueling head has no hidden layer of its own (see `networks/heads.py`).
     6. `center_pixels` subtracts the mean image of the warm-up from what the network sees. The paper feeds raw pixels.
     7. Every environment that acts and every sample of a batch has noise of its own (`networks/noisy.py` says why).
-       Evaluation uses the means.
+       Evaluation uses the means. Epsilon is in force besides noise: before learning starts noise alone hardly explores.
     8. Priorities are the Kullback-Leibler divergence with a categorical distribution, as in Rainbow; with quantiles
        they are the error of the mean, for which there is no source.
 """
@@ -60,7 +60,7 @@ from rules.distributional import (
     quantile_target,
 )
 from rules.exploration import epsilon_greedy_action, greedy_action
-from rules.losses import huber_loss
+from rules.losses import huber_loss, weighted_mean
 from rules.schedules import annealed, linear_schedule
 from rules.targets import double_q_target, q_learning_target
 
@@ -78,7 +78,7 @@ class Settings(ReplaySettings, QLearnerSettings):
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int = 10_000
-    """Environment steps over which epsilon falls linearly from start to end. With `noisy` epsilon is 0."""
+    """Environment steps over which epsilon falls linearly from start to end."""
     double: bool = False
     """The online network chooses the next action, the target network values it."""
     prioritized: bool = False
@@ -88,7 +88,7 @@ class Settings(ReplaySettings, QLearnerSettings):
     priority_beta: float = 0.4
     """Of the importance weights, at the start; it rises linearly to 1 over the run."""
     noisy: bool = False
-    """Explore by noise in every fully connected layer, in place of epsilon."""
+    """Explore by noise in every fully connected layer, besides epsilon, which may then end at 0."""
     noisy_sigma: float = 0.5
     """Initial size of the noise."""
     distribution: str = "none"
@@ -253,11 +253,6 @@ def of_action(distribution: Tensor, action: Tensor) -> Tensor:
     return distribution[torch.arange(len(action), device=action.device), action]
 
 
-def weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of the samples' losses, each times its weight."""
-    return loss.mean() if weight is None else (weight * loss).mean()
-
-
 class DQN:
     """DQN agent; see the module docstring for sources and deviations."""
 
@@ -280,8 +275,6 @@ class DQN:
     def epsilon(self) -> float:
         """The exploration rate at this step of training."""
         s = self._settings
-        if s.noisy:
-            return 0.0
         return linear_schedule(self.learner.env_steps, s.epsilon_start, s.epsilon_end, s.epsilon_decay_env_steps)
 
     @property
@@ -340,7 +333,11 @@ class DQN:
         metrics = self.learner.step(loss, self.learning_rate)
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.update_priorities(error)
-        return metrics | {"train/q_mean": q.mean(), "rollout/exploration_rate": self.epsilon}
+        return metrics | {
+            "train/q_mean": q.mean(),
+            "train/unweighted_error": error.abs().mean(),
+            "rollout/exploration_rate": self.epsilon,
+        }
 
     def policy_state_dict(self) -> State:
         return {"q_net": self.q_net.state_dict()}

@@ -75,6 +75,11 @@ class Settings(ReplaySettings, QLearnerSettings):
         check_range("agent.core_dim", self.core_dim, 1, 1_000_000)
         check_range("agent.burn_in", self.burn_in, 0, None)
         check_range("agent.sequence_length", self.sequence_length, 1, self.batch_size)
+        if self.batch_size % self.sequence_length:
+            raise ConfigError(
+                f"agent.batch_size counts steps of whole sequences: it must be a multiple of agent.sequence_length "
+                f"({self.sequence_length}), got {self.batch_size}"
+            )
         check_range("agent.epsilon_start", self.epsilon_start, 0, 1)
         check_range("agent.epsilon_end", self.epsilon_end, 0, self.epsilon_start)
         check_range("agent.epsilon_decay_env_steps", self.epsilon_decay_env_steps, 0, None)

@@ -197,7 +197,7 @@ class SoftmaxDQN:
         batch = self.replay.sample(self._settings.batch_size).to(self.learner.device)
         loss, q, entropy = softmax_td_loss(self.q_net, self.target_q_net, batch, self._settings, self.temperature)
         metrics = self.learner.step(loss, self.learning_rate)
-        self._tune_temperature(float(average(entropy)))
+        self._tune_temperature(entropy)
         return metrics | {
             "train/q_mean": q.mean(),
             "train/entropy": entropy,
@@ -211,10 +211,10 @@ class SoftmaxDQN:
                 self.learner.env_steps, s.temperature_start, s.temperature_end, s.temperature_decay_env_steps
             )
 
-    def _tune_temperature(self, entropy: float) -> None:
+    def _tune_temperature(self, entropy: Tensor) -> None:
         s = self._settings
         if s.target_entropy is not None:
-            missing = s.target_entropy * self._max_entropy - entropy
+            missing = s.target_entropy * self._max_entropy - float(average(entropy))
             self.temperature *= math.exp(s.temperature_learning_rate * missing)
 
     def policy_state_dict(self) -> State:

@@ -26,7 +26,8 @@ class NoisyLinear(nn.Module):
     Deviations:
         Every row of the input has noise of its own, where a batch shares one draw in the paper. While acting, so that
         environments explore apart; while learning, because the gradient of a batch is then a mean over as many draws.
-        Factorised noise makes it cheap: two matrix products instead of one.
+        Factorised noise makes it cheap: two matrix products instead of one. The price: sigma's gradient is less noisy
+        too, so that with Adam sigma shrinks faster.
     """
 
     def __init__(self, in_dim: int, out_dim: int, sigma: float) -> None:
@@ -59,7 +60,8 @@ class NoisyLinear(nn.Module):
 
 
 def make_noisy(module: nn.Module, sigma: float) -> None:
-    """Replaces every linear layer within a module by a noisy one, with fresh weights."""
+    """Replaces every linear layer within a module by a noisy one, with fresh weights. Tables of class codes
+    (`OneHotLinear`) stay as they are."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, NoisyLinear(child.in_features, child.out_features, sigma))

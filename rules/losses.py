@@ -33,7 +33,7 @@ def squared_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = Non
         ValueError: if the shapes differ.
     """
     _check(prediction, target, weight)
-    return _weighted_mean(0.5 * (prediction - target.detach()).square(), weight)
+    return weighted_mean(0.5 * (prediction - target.detach()).square(), weight)
 
 
 def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0, weight: Tensor | None = None) -> Tensor:
@@ -62,7 +62,7 @@ def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0, weight: T
     """
     _check(prediction, target, weight)
     check_positive(delta=delta)
-    return _weighted_mean(F.huber_loss(prediction, target.detach(), reduction="none", delta=delta), weight)
+    return weighted_mean(F.huber_loss(prediction, target.detach(), reduction="none", delta=delta), weight)
 
 
 def _check(prediction: Tensor, target: Tensor, weight: Tensor | None) -> None:
@@ -71,5 +71,6 @@ def _check(prediction: Tensor, target: Tensor, weight: Tensor | None) -> None:
         check_same_shape(prediction=prediction, weight=weight)
 
 
-def _weighted_mean(sample_loss: Tensor, weight: Tensor | None) -> Tensor:
+def weighted_mean(sample_loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of the samples' losses (B,), each times its weight (B,); None means 1."""
     return sample_loss.mean() if weight is None else (weight * sample_loss).mean()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contract import Acted, ActionNet, EnvSpec, Obs, Policy, State, VecEnv
-from faults import Fault
+from faults import ConfigError, Fault
 
 TOLERANCE = 1e-4
 """Largest difference from torch that is taken for rounding, as long as the numbers are below `LARGE`; float32 rounds
@@ -91,24 +91,34 @@ def quantise(path: Path, target: Path) -> None:
     Convolutions stay as they are: in eight bits they were found slower than in float32, and ten times less exact. So do
     the last products before each output: a head is small, and rounding it mistook four times as many actions of Pong
     as rounding all the rest. Weights are unsigned because signed ones overflow on processors without VNNI.
+
+    Raises:
+        ConfigError: if that leaves nothing to quantise, as of a ResNet.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_suffix(".prepared")
-    logging.getLogger().setLevel(logging.ERROR)
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        last = last_products(prepared)
+        if not any(node.op_type in PRODUCTS and node.name not in last for node in onnx.load(prepared).graph.node):
+            raise ConfigError("onnx_int8 finds nothing to quantise: convolutions and last layers stay in float32")
         quantize_dynamic(
             prepared,
             target,
             op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
             weight_type=QuantType.QUInt8,
-            nodes_to_exclude=last_products(prepared),
+            nodes_to_exclude=last,
         )
     finally:
         prepared.unlink(missing_ok=True)
+        logger.setLevel(level)
 
 
 def last_products(path: Path) -> list[str]:

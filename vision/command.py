@@ -108,6 +108,7 @@ def _train(
 ) -> int:
     import torch
 
+    from networks.backbones import cost
     from training.loop import finished_env_steps
     from training.process import choose_device
     from training.transfer import find_donor, keep_donor
@@ -134,6 +135,11 @@ def _train(
         say(
             f"{verb} {config.backbone} on {' / '.join(f'{len(part):,}' for part in parts)} images "
             f"(training / validation / test), {total:,} updates, seed {config.seed}, {device}"
+        )
+        size = cost(learner.backbone, parts[0].images.shape[1:])
+        say(
+            f"{config.backbone}: {size.parameters:,} parameters, {size.multiply_adds / 1e6:,.1f} million multiply-adds "
+            "for an image"
         )
         say(f"run folder: {short(run.path)}")
         if donor is not None:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from faults import ConfigError, check_choice, check_range, closest
 from networks.backbones import BACKBONES
+from networks.cnns import CNNS
 from training.config import CONFIG_DIR, check_override, hydra_line, parse_overrides
 
 VISION_DIR = CONFIG_DIR / "vision"
@@ -129,7 +130,12 @@ class LearnConfig:
         check_range("data_seed", self.data_seed, 0, 2**31 - 1)
         if len(self.split) != 3:
             raise ConfigError("split has three parts: training, validation and test, e.g. split=[0.8,0.1,0.1]")
+        check_fractions(self.split)
         check_choice("backbone", self.backbone, BACKBONES)
+        if self.center_pixels and self.backbone not in (*CNNS, "auto"):
+            raise ConfigError(
+                f"center_pixels is known to {', '.join(CNNS)}, not to {self.backbone}: set center_pixels=false"
+            )
         for size in self.hidden_sizes:
             check_range("hidden_sizes", size, 1, 1_000_000)
         check_range("epochs", self.epochs, 1, 1_000_000)
@@ -195,6 +201,18 @@ class PretrainConfig(LearnConfig):
             raise ConfigError("with distance=0 an image and its partner are the same: set some augment.<key>")
 
 
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuses what is no division of a whole.
+
+    Raises:
+        ConfigError: if a part is not in (0, 1], or the parts do not add up to 1.
+    """
+    for fraction in fractions:
+        check_range("data split", fraction, 0, 1, open_low=True)
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"the parts of a data split must add up to 1, not {sum(fractions):g}")
+
+
 def compose_config(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Composes the plain configuration of one run.
 
@@ -217,7 +235,7 @@ def compose_config(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     for override in parse_overrides(overrides):
         check_override(override, False, known_keys)
         choice = override.value()
-        if override.key_or_group == "data" and choice not in known:
+        if override.key_or_group == "data" and not (isinstance(choice, str) and choice in known):
             raise ConfigError(f"unknown data '{choice}'.{closest(str(choice), known)}")
     with initialize_config_dir(str(VISION_DIR), version_base="1.3"):
         try:

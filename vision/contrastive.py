@@ -110,10 +110,15 @@ class Contrastive:
         """
         self.net = net.to(device)
         self._pairs = find_pairs(train.group, config.distance).to(device)
+        find_pairs(validation.group, config.distance)  # refused now rather than after the first epoch
         self.num_images = len(self._pairs)
         self._images = train.images.to(device)
         self._shape = tuple(train.images.shape[1:])
         self._validation, self._config, self._device = validation, config, device
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.net.backbone
 
     def parameters(self) -> list[Tensor]:
         return list(self.net.parameters())

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from faults import ConfigError, check_choice, check_range, closest
+from faults import ConfigError, check_choice, closest
+from vision.config import check_fractions
 
 MISSING = -1
 """Target of a `Classes` head where there is no label: neither learned nor scored. `Amounts` have NaN there."""
@@ -75,6 +76,11 @@ class ImageData:
         targets = {name: target[index] for name, target in self.targets.items()}
         test = None if self.test is None else self.test[index]
         return replace(self, images=self.images[index], targets=targets, group=self.group[index], test=test)
+
+    def evenly(self, count: int) -> Tensor:
+        """(count,) int64: images spread evenly over the set, whose neighbours are often of one group; all, if it has no
+        more."""
+        return torch.linspace(0, len(self) - 1, min(count, len(self))).long()
 
 
 class Source(Protocol):
@@ -141,10 +147,7 @@ def split(data: ImageData, fractions: Sequence[float], seed: int) -> list[ImageD
     Raises:
         ConfigError: if the fractions are no division, or there are fewer groups than parts.
     """
-    for fraction in fractions:
-        check_range("data split", fraction, 0, 1, open_low=True)
-    if abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(f"the parts of a data split must add up to 1, not {sum(fractions):g}")
+    check_fractions(fractions)
     if data.test is not None:
         rest = data.take(~data.test)
         shares = [fraction / sum(fractions[:-1]) for fraction in fractions[:-1]]

@@ -180,6 +180,8 @@ def explain(classifier: Classifier, data: ImageData, config: EvaluateConfig, fol
     assert config.explain is not None
     if folder is None:
         raise ConfigError("the run is read-only; set out=<folder> for the picture")
+    if config.explain == "grad_cam" and not hasattr(classifier.backbone, "feature_map"):
+        raise ConfigError("grad_cam needs a convolutional backbone; use explain=gradient or explain=occlusion")
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.explain}.png"
     draw_saliency(classifier.cpu(), data, config.explain, config.explain_images, path)
     warn(f"picture: {path}")
@@ -307,7 +309,7 @@ def robustness(classifier: Classifier, data: ImageData, config: EvaluateConfig) 
     from vision.learner import losses, predict
     from vision.robustness import CHANGES
 
-    some = data.take(torch.arange(min(config.robustness_images, len(data))))
+    some = data.take(data.evenly(config.robustness_images))
     device = next(classifier.parameters()).device
     strengths = {"noise": config.noise, "blur": config.blur, "brightness": config.brightness}
     wanted = [("brightness", 0.0), *((name, s) for name in CHANGES for s in strengths.get(name, config.epsilon))]

@@ -16,6 +16,7 @@ import tarfile
 import urllib.request
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from math import prod
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _download(url: str, path: Path) -> None:
         raise StorageError(f"cannot write {path.parent}: {error.strerror}") from None
     try:
         urllib.request.urlretrieve(url, part)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         part.unlink()
         raise DataError(f"cannot download {url} ({error}); fetch it elsewhere and put it into {path.parent}") from None
     os.replace(part, path)

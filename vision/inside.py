@@ -75,7 +75,7 @@ def draw_saliency(classifier: Classifier, data: ImageData, method: str, count: i
         count: how many images.
         path: of the PNG file.
     """
-    some = data.take(torch.linspace(0, len(data) - 1, min(count, len(data))).long())
+    some = data.take(data.evenly(count))
     cover = data.images.float().mean(0)
     names = explained_heads(classifier)
     maps = {name: saliency(classifier, name, some.images, method, cover).numpy() for name in names}

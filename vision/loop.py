@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contract import Metrics, State, Streams
 from faults import CheckpointError
+from networks.backbones import Backbone
 from networks.optimizer import descend, load_optimizer_state, optimizer_state
 from training import checkpoint
 from training.logging import LiveLine, Means, Speed, Writer
@@ -28,6 +29,11 @@ class Learner(Protocol):
 
     num_images: int
     """That it learns from."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """What agents and other runs may begin with."""
+        ...
 
     def parameters(self) -> list[Tensor]:
         """The weights that learn."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contract import Metrics, State
 from faults import ConfigError
+from networks.backbones import Backbone
 from training.logging import Writer
 from vision import measures
 from vision.batches import augmented
@@ -49,6 +50,10 @@ class Supervised:
         self._images = train.images.to(device)
         self._targets = {name: target.to(device) for name, target in train.targets.items()}
         self._validation, self._config, self._device = validation, config, device
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.classifier.backbone
 
     def parameters(self) -> list[Tensor]:
         return [weight for weight in self.classifier.parameters() if weight.requires_grad]
@@ -106,8 +111,9 @@ class Supervised:
             confusion = measures.confusion_matrix(predicted, target, len(head.names))
             writer.picture(updates, f"confusion/{name}", partial(confusion_picture, confusion, head.names))
         writer.write(updates, row)
-        some = data.take(torch.arange(min(EXAMPLES, len(data))))
-        writer.picture(updates, "examples", lambda: examples_picture(some, outputs))
+        shown = data.evenly(EXAMPLES)
+        some, said = data.take(shown), {name: output[shown] for name, output in outputs.items()}
+        writer.picture(updates, "examples", lambda: examples_picture(some, said))
         return row["eval/loss"]
 
     def policy_state_dict(self) -> State:

@@ -1,7 +1,7 @@
 """Trains a classifier, or perception heads, on labelled images.
 
     python -m vision.train backbone=resnet data=cifar10
-    python -m vision.train data=atari_ram backbone_init=pretrained/pong backbone_freeze=true    # a linear probe
+    python -m vision.train data=atari_ram backbone=nips_cnn backbone_init=pretrained/pong backbone_freeze=true
     python -m vision.train resume=latest
 
 Every key is explained in configs/vision/. Exit codes are listed in faults.py.

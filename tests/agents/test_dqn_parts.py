@@ -276,7 +276,6 @@ def test_noise_explores_in_training_and_never_in_evaluation() -> None:
     values = [greedy.act(obs, start).extras["q"] for _ in range(2)]
     assert torch.equal(values[0], values[1])
     assert len(values[0].unique(dim=0)) == 1
-    assert agent.epsilon == 0.0
     again = agent.policy(Mode("train"), 8, torch.Generator().manual_seed(0))
     assert torch.equal(again.act(obs, start).extras["q"], q), "evaluating moved no generator"
 

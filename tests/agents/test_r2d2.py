@@ -160,7 +160,7 @@ def test_no_gradient_crosses_the_burn_in() -> None:
 
 def test_one_step_episodes_are_dqn() -> None:
     """A core that forgets at every step is a feed-forward layer: the loss is DQN's, on the same network."""
-    agent = some_agent(burn_in=0, sequence_length=6, double=True)
+    agent = some_agent(burn_in=0, batch_size=126, sequence_length=6, double=True)
     sequences = some_sequences(agent, 6, 5, ends=0.0)
     sequences = sequences._replace(
         episode_start=torch.ones(6, 5, dtype=torch.bool), episode_end=torch.ones(6, 5, dtype=torch.bool),
@@ -169,7 +169,9 @@ def test_one_step_episodes_are_dqn() -> None:
     agent.target_q_net = copy.deepcopy(agent.target_q_net)
     for p in agent.target_q_net.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4))
-    loss, _ = r2d2_loss(agent.q_net, agent.target_q_net, sequences, replace(FAST, burn_in=0, sequence_length=6))
+    loss, _ = r2d2_loss(
+        agent.q_net, agent.target_q_net, sequences, replace(FAST, burn_in=0, batch_size=126, sequence_length=6)
+    )
 
     def as_dqn(net: Any) -> Any:
         """Feed-forward values; a next observation brings along the one that led to it."""
@@ -204,5 +206,7 @@ def test_settings_that_do_not_fit() -> None:
         some_agent(learning_starts_env_steps=19)
     with pytest.raises(ConfigError, match=r"agent\.sequence_length must be in \[1, 128\], got 129"):
         replace(FAST, sequence_length=129)
+    with pytest.raises(ConfigError, match=r"must be a multiple of agent\.sequence_length \(7\), got 128"):
+        replace(FAST, sequence_length=7)
     with pytest.raises(ConfigError, match=r"agent\.core must be one of lstm, gru, got 'none'"):
         replace(FAST, core="none")
