@@ -332,6 +332,7 @@ class BringsAdvance(Protocol):
     """An agent that does not train by act, step, observe, update on one thread.
 
     If its module says `STEPS_THE_MODEL = True`, the `env` it is given is a single one: it has `EnvSpec.model` to step.
+    If it says `ON_CPU = True`, `device=auto` means the CPU.
     """
 
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> Advance:

@@ -171,7 +171,8 @@ def _train(
     begins_with = getattr(agent_config, "backbone_init", None)
     donor = None if begins_with is None else find_donor(begins_with, config.run_dir, run)
     eval_mode = Mode.parse(config.eval.mode)
-    device = choose_device(learners.device_name(config.device))
+    on_cpu = config.device == "auto" and getattr(algorithm, "ON_CPU", False)
+    device = choose_device("cpu" if on_cpu else learners.device_name(config.device))
     config = replace(config, device=str(device))
     streams, rank = Streams(config.seed), learners.rank()
     own_envs = config.num_envs // learners.count()
@@ -183,7 +184,7 @@ def _train(
         agent = algorithm.make_agent(agent_config, task)
         agent.policy(eval_mode, config.eval.num_envs, streams.torch("eval/policy", device=device))  # can it do that?
         memory_bytes = agent.memory_bytes * learners.on_this_machine()
-        check_memory(memory_bytes, "the replay")
+        check_memory(memory_bytes, "what the agent stores")
         advance = make_advance(agent, env, EnvFactory(env_config, streams), config)
         plain = plain | {"resume": None, "torch_threads": torch.get_num_threads(), "device": str(device)}
         verb = "training" if run is None else "resuming"
@@ -199,7 +200,7 @@ def _train(
             where = f"{device}, {learners.count()} learners" if learners.count() > 1 else f"{device}"
             say(f"{verb} {name} on {env_config.id}, {config.total_env_steps:,} steps, seed {config.seed}, {where}")
             if memory_bytes:
-                say(f"replay: {memory_bytes / 1e9:.2f} GB when full")
+                say(f"experience: {memory_bytes / 1e9:.2f} GB when full")
             say(f"run folder: {_short(run.path)}")
             if donor is not None:
                 if rank == 0:

@@ -30,7 +30,6 @@ of the checkpoint, but not the same future.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ import torch
 from torch import Tensor
 
 from contract import Acted, ActionNet, Episode, Metrics, Mode, Progress, State, Streams, Task, Transition, VecEnv
-from faults import ConfigError, Fault, check_choice, check_range
+from faults import ConfigError, check_choice, check_range
 from memory.actor import ActorCriticPolicy, Experience, MeanImage, actor_critic_loss, actor_net
 from memory.rollout import Rollout
 from networks.actor_critic import ActorCritic, NetworkSettings, make_actor_critic
@@ -49,6 +48,8 @@ from rules.distributions import GAUSSIANS, ActionDistribution, make_distribution
 from rules.schedules import annealed
 from workers import Crew
 
+ON_CPU = True
+"""device=auto means the CPU."""
 ROLLOUTS_AHEAD = 2
 """Rollouts that one worker is given at a time: the one that it plays, and the next, so that it never waits."""
 
@@ -354,10 +355,10 @@ class A3CAdvance:
 
     def state_dict(self) -> State:
         self.settle()
-        workers: State = {}
-        with contextlib.suppress(Fault):  # a lost worker takes its episodes along; the next call reports it
-            states = self._crew.ask_all("state_dict", [()] * len(self._crew))
-            workers = {str(index): state for index, state in enumerate(states)}
+        for index in range(len(self._crew)):
+            self._crew.call(index, "state_dict")
+        # A lost worker takes its episodes along; the next call that needs it reports it.
+        workers = {str(index): state for index, state in self._crew.last_answers()}
         return {"untold_env_steps": self._progress.env_steps, "workers": workers}
 
     def load_state_dict(self, state: State) -> None:

@@ -124,7 +124,7 @@ def make_agent(settings: Settings, task: Task) -> DQN:
     if not isinstance(space, Discrete):
         raise ConfigError(
             f"agent={s.name} chooses among discrete actions; {task.spec.env_id} has {type(space).__name__} actions "
-            "(agent=sb3_ppo and sb3_a2c take them)"
+            "(agent=ppo, a2c and sac take them)"
         )
     q_net = make_q_net(
         s,

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contract import Acted, Metrics, Mode, Obs, State, Task, Transition
+from contract import Acted, Metrics, Mode, Obs, State, Task, Transition, device_of
 from faults import ConfigError, check_range
 from rules.planning import value_iteration
 
@@ -82,13 +82,13 @@ class PlannerPolicy:
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
         if self._best_action is not None:
             assert isinstance(obs, Tensor)
-            return Acted(self._best_action[obs])
+            return Acted(self._best_action.to(obs.device)[obs])
         assert self._view is not None
         steps, safe = self._view.prospects()
         never = np.iinfo(steps.dtype).max
         cost = np.where(safe, steps, never)
         action = np.where(safe.any(axis=1), cost.argmin(axis=1), BRAKE)
-        return Acted(torch.from_numpy(action))
+        return Acted(torch.from_numpy(action).to(device_of(obs)))
 
     def state_dict(self) -> State:
         return {}

@@ -111,7 +111,7 @@ def make_agent(settings: Settings, task: Task) -> PQN:
     if not isinstance(space, Discrete):
         raise ConfigError(
             f"agent=pqn chooses among discrete actions; {task.spec.env_id} has {type(space).__name__} actions "
-            "(agent=sb3_ppo and sb3_a2c take them)"
+            "(agent=ppo, a2c and sac take them)"
         )
     with torch.random.fork_rng(devices=[]):  # initial weights come from the run's own stream
         torch.manual_seed(task.streams.seed("network"))

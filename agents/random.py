@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from contract import Acted, EnvSpec, Metrics, Mode, Obs, State, Task, Transition
+from contract import Acted, EnvSpec, Metrics, Mode, Obs, State, Task, Transition, device_of
 from faults import ConfigError
 
 
@@ -46,11 +46,14 @@ class RandomPolicy:
         self._space, self._num_envs, self._generator = space, num_envs, generator
 
     def act(self, obs: Obs, episode_start: Tensor) -> Acted:
+        own, home = self._generator.device, device_of(obs)
         if isinstance(self._space, Discrete):
-            return Acted(torch.randint(int(self._space.n), (self._num_envs,), generator=self._generator))
+            shape = (self._num_envs,)
+            return Acted(torch.randint(int(self._space.n), shape, generator=self._generator, device=own).to(home))
         assert isinstance(self._space, Box)
-        low, high = torch.from_numpy(self._space.low), torch.from_numpy(self._space.high)
-        return Acted(low + (high - low) * torch.rand(self._num_envs, *low.shape, generator=self._generator))
+        low, high = (torch.from_numpy(bound).to(home) for bound in (self._space.low, self._space.high))
+        share = torch.rand(self._num_envs, *low.shape, generator=self._generator, device=own).to(home)
+        return Acted(low + (high - low) * share)
 
     def state_dict(self) -> State:
         return {"generator": self._generator.get_state()}

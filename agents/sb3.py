@@ -20,6 +20,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.noise import NormalActionNoise
@@ -154,9 +155,10 @@ class SB3Policy:
         action = torch.as_tensor(choice, dtype=torch.int64 if discrete else torch.float32)
         if self._mode.name == "epsilon":
             assert isinstance(self._space, Discrete)
-            uniform = torch.randint(int(self._space.n), action.shape, generator=self._generator)
-            explore = torch.rand(action.shape, generator=self._generator) < (self._mode.value or 0.0)
-            action = torch.where(explore, uniform, action)
+            own, shape = self._generator.device, action.shape
+            uniform = torch.randint(int(self._space.n), shape, generator=self._generator, device=own)
+            explore = torch.rand(shape, generator=self._generator, device=own) < (self._mode.value or 0.0)
+            action = torch.where(explore.cpu(), uniform.cpu(), action)
         return Acted(action)
 
     def state_dict(self) -> State:
@@ -215,17 +217,20 @@ class SB3Agent:
         space = self._task.spec.observation_space
         return 2 * model.buffer_size * int(np.prod(space.shape or ())) * space.dtype.itemsize  # type: ignore[union-attr]
 
-    def _build(self, for_training: bool) -> None:
-        """Makes the networks; a model that only acts gets a replay of one transition."""
+    def _build(self) -> None:
+        """Makes the networks, beside a replay of one transition: only training, which may follow, needs a whole one."""
         if self._built:
             return
-        if isinstance(self.model, OffPolicyAlgorithm) and not for_training:
-            self.model.buffer_size = self._task.spec.num_envs
-        self.model._setup_model()
+        if isinstance(self.model, OffPolicyAlgorithm):
+            whole, self.model.buffer_size = self.model.buffer_size, self._task.spec.num_envs
+            self.model._setup_model()
+            self.model.buffer_size = whole
+        else:
+            self.model._setup_model()
         self._built = True
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> SB3Policy:
-        self._build(for_training=False)
+        self._build()
         return SB3Policy(self.model, mode, self._task.spec, generator)
 
     def observe(self, transition: Transition, acted: Acted) -> None:
@@ -235,7 +240,9 @@ class SB3Agent:
         raise AssertionError("Stable-Baselines3 learns while it advances")
 
     def advance(self, env: VecEnv, make_env: Callable[[int, str], VecEnv]) -> SB3Advance:
-        self._build(for_training=True)
+        self._build()
+        if isinstance(self.model, OffPolicyAlgorithm):
+            self.model.replay_buffer = whole_replay(self.model)
         return SB3Advance(
             self.model, SB3Env(env.spec, env, self._settings.clip_reward), env, self._task.total_env_steps
         )
@@ -244,7 +251,7 @@ class SB3Agent:
         return {"policy": {k.replace("/", "."): v for k, v in self.model.policy.state_dict().items()}}
 
     def load_policy_state_dict(self, state: State) -> None:
-        self._build(for_training=False)
+        self._build()
         self.model.policy.load_state_dict(state["policy"])
 
     def _trained(self) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
@@ -279,6 +286,20 @@ class SB3Agent:
         counters = state["counters"]
         self.model.num_timesteps, self.model._n_updates = counters["num_timesteps"], counters["n_updates"]
         self.model._current_progress_remaining = counters["progress_remaining"]
+
+
+def whole_replay(model: OffPolicyAlgorithm) -> ReplayBuffer:
+    """The replay that a model's arguments ask for, made as the model would."""
+    assert model.replay_buffer_class is not None
+    return model.replay_buffer_class(
+        model.buffer_size,
+        model.observation_space,
+        model.action_space,
+        device=model.device,
+        n_envs=model.n_envs,
+        optimize_memory_usage=model.optimize_memory_usage,
+        **model.replay_buffer_kwargs,
+    )
 
 
 class SB3Advance:

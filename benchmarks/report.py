@@ -100,7 +100,7 @@ def cartpole() -> str:
     ]
     for path in sorted(RESULTS.glob("cartpole*.json")):
         result = json.loads(path.read_text())
-        device = ", `env.vectorization=device`" if path.stem.endswith("_device") else ""
+        device = ", `experiment=cartpole_ppo_device`" if path.stem.endswith("_device") else ""
         for agent, rows in result["runs"].items():
             returns = [row["mean_reward"] for row in rows]
             solved = sum(value >= result["threshold"] for value in returns)
@@ -432,7 +432,7 @@ def driving() -> str:
             f"{parts['route']['pqn']['episodes']:,} greedy episodes each, with 95 % intervals over episodes; one "
             "training run each (`python train.py experiment=driving_route`, and so on), wall-clock of the whole "
             f"command, on {machine(result)}. SPL is success weighted by shortest over driven length. LaneKeep has one "
-            "map; it is tested with other goals and starts than it was trained with. On device "
+            "map: its goals and starts are drawn anew for the test, and some are those of training. On device "
             f"CartPole-v1 PQN reaches 475 or more in {solved} of {len(runs)} seeds after "
             f"{statistics.median(run['training_s'] for run in runs):.1f} s of training (median), "
             f"{statistics.median(run['wall_s'] for run in runs):.1f} s with the start of Python.",

@@ -234,7 +234,7 @@ class MeanImage:
         """Counts (..., C, H, W) images."""
         flat = images.flatten(0, -4)
         total = flat.sum(0, dtype=torch.float64)
-        self._sum = total if self._sum is None else self._sum + total
+        self._sum = total if self._sum is None else self._sum.to(total.device) + total
         self._count += len(flat)
 
     @property

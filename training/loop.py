@@ -388,5 +388,6 @@ def check_memory(needed_bytes: int, what: str) -> None:
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     if available is not None and needed_bytes > available:
         raise OutOfMemoryError(
-            f"{what} needs {needed_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; lower agent.replay_capacity"
+            f"{what} needs {needed_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; lower "
+            "agent.replay_capacity, or num_envs and agent.rollout_steps"
         )

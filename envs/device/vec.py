@@ -132,8 +132,13 @@ def require(device: str) -> None:
     Raises:
         ConfigError: in one line.
     """
-    if device != "cpu" and not wp.is_cuda_available():
+    if device == "cpu":
+        return
+    if not wp.is_cuda_available():
         raise ConfigError(f"env.device={device}: no CUDA device was found; use cpu")
+    there = ["cpu", *(f"cuda:{i}" for i in range(wp.get_cuda_device_count()))]
+    if device not in (*there, "cuda"):
+        raise ConfigError(f"env.device={device} is not on this machine; it has {', '.join(there)}")
 
 
 def on_torch_stream(device: torch.device) -> AbstractContextManager[object]:

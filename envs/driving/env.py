@@ -190,11 +190,15 @@ class DrivingVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        if seed is None:
-            seeds = self.np_random.integers(2**31, size=self.num_envs)
-        else:
-            seeds = np.arange(seed, seed + self.num_envs) if isinstance(seed, int) else np.asarray(seed)
+        super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
+        seeds = self.np_random.integers(2**31, size=self.num_envs)
+        if isinstance(seed, int | np.integer):
+            seeds = np.arange(self.num_envs) + seed
+        elif seed is not None:
+            given = list(seed)
+            if len(given) != self.num_envs:
+                raise ConfigError(f"reset takes {self.num_envs} seeds, one for each environment, got {len(given)}")
+            seeds = np.array([drawn if own is None else own for own, drawn in zip(given, seeds, strict=True)])
         self.batch.reset(seeds.astype(np.uint32), np.zeros(self.num_envs, np.int32))
         return self._observation(self.batch.obs), {}
 

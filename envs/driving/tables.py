@@ -65,6 +65,21 @@ def lane_poses(city: City) -> NDArray[np.bool_]:
     return on_road.reshape(-1)
 
 
+def reachable_poses(city: City) -> NDArray[np.bool_]:
+    """(H*W*4,) bool: the lane poses that goals are drawn from: the largest number that can all reach each other; all,
+    if no two can."""
+    left = lanes = lane_poses(city)
+    largest = np.zeros_like(lanes)
+    while left.sum() > largest.sum():
+        first = int(np.argmax(left))
+        found = lanes & strong_component(city, first)
+        if found.sum() > largest.sum():
+            largest = found
+        left = left & ~found
+        left[first] = False
+    return largest if largest.sum() > 1 else lanes
+
+
 def connected_poses(city: City) -> NDArray[np.bool_]:
     """(H*W*4,) bool: the lane poses that can all reach each other, counted from the city's first lane."""
     lanes = lane_poses(city)
@@ -88,6 +103,11 @@ def make_tables(config: DrivingConfig) -> Tables:
     height, width = (n + 2 * margin for n in cities[0].kind.shape)
     padded = [_with_margin(city, margin) for city in cities]
     num_goals = len(cities[0].goals) or config.num_goals
+    if config.obs == "state" and num_goals != 1:
+        raise ConfigError(
+            f"obs=state does not say which goal is meant, and {config.city} has {num_goals}: use a map with one G, "
+            "num_goals=1 on a map without, or another obs"
+        )
     columns = [
         _one_city(city, config, num_goals, np.random.default_rng([config.city_seed, m, 1]), generated)
         for m, city in enumerate(padded)
@@ -175,7 +195,7 @@ def _one_city(
     if len(city.goals):
         goals = city.goals
     else:
-        goal_cells = rng.choice(poses, num_goals) // 4
+        goal_cells = rng.choice(poses if generated else np.flatnonzero(reachable_poses(city)), num_goals) // 4
         goals = np.stack([goal_cells // width, goal_cells % width], axis=1).astype(np.int32)
     moves = legal_moves(city.lanes)
     distance = distances(moves, goal_poses(goals, (height, width), 4))

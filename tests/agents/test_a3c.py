@@ -20,9 +20,10 @@ from agents import a2c, a3c
 from contract import Mode, Streams, Task
 from envs.make import EnvFactory
 from envs.settings import GymnasiumSettings
-from faults import ConfigError
+from faults import ConfigError, EnvError
+from tests.agents import test_agent_contract
 from tests.agents.asynchronous import Flash, GatedLearner
-from tests.agents.test_agent_contract import assert_same_state
+from tests.agents.test_agent_contract import Session, assert_same_state
 from tests.runs import Killed, equal_trees, load_newest, only_run, run_train
 from tests.test_workers import assert_gone
 from training.loop import Interaction
@@ -254,6 +255,23 @@ def test_an_environment_that_breaks_in_a_worker_is_one_line_and_a_saved_checkpoi
     assert 500 < saved == state["agent"]["counters"]["env_steps"] < 1200
     assert run_train(f"resume={run}") == 0  # what is left of the run is too short to break again
     assert load_newest(run)["loop"]["env_steps"] >= 1200
+
+
+def test_saving_without_a_worker_that_died_at_rest_keeps_what_the_others_have(
+    pids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(test_agent_contract.SMALL, "a3c", ["agent.num_workers=2"])
+    session = Session("a3c")
+    try:
+        session.advance(64)
+        session.advance.settle()
+        os.kill(pids[0], signal.SIGKILL)
+        assert list(session.advance.state_dict()["workers"]) == ["1"]
+        session.advance.salvage()
+        with pytest.raises(EnvError, match=r"worker 1 of 2 was killed \(SIGKILL\)"):
+            session.advance(1_000)
+    finally:
+        session.advance.close()
 
 
 def test_a_killed_worker_is_one_line_and_a_saved_checkpoint(

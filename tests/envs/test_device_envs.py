@@ -144,6 +144,13 @@ def test_unknown_devices_are_refused_in_one_line():
         GymnasiumSettings("CartPole-v1", device="cuda")
 
 
+def test_a_gpu_beyond_the_last_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("envs.device.vec.wp.is_cuda_available", lambda: True)
+    monkeypatch.setattr("envs.device.vec.wp.get_cuda_device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"env\.device=cuda:7 is not on this machine; it has cpu, cuda:0"):
+        driving(device="cuda:7")
+
+
 def test_evaluation_cities_are_not_training_cities():
     settings = DrivingSettings("Driving/Route-v0", **SMALL)
     train, evaluation = (make_env(settings, 1, Streams(0), name) for name in ("train", "eval"))

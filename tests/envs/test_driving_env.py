@@ -88,6 +88,17 @@ def test_the_vector_environment_plays_the_single_environments_episodes():
     assert not all(running)
 
 
+def test_the_vector_environment_takes_seeds_in_every_form_that_gymnasium_has():
+    vector = gym.make_vec("Driving/Traffic-v0", 3, vectorization_mode="vector_entry_point", **FEW)
+    first = vector.reset(seed=7)[0]
+    assert np.array_equal(vector.reset(seed=np.int64(7))[0], first)
+    assert np.array_equal(vector.reset(seed=[7, 8, 9])[0], first)
+    some = vector.reset(seed=[None, 8, 9])[0]
+    assert np.array_equal(some[1:], first[1:])
+    with pytest.raises(ConfigError, match="reset takes 3 seeds, one for each environment, got 2"):
+        vector.reset(seed=[1, 2])
+
+
 def test_the_time_limit_truncates():
     env = make("Driving/Route-v0", time_limit=3)
     env.reset(seed=0)

@@ -67,6 +67,31 @@ def test_an_unsolvable_drawing_is_refused_in_one_line(tmp_path):
         make_tables(make_config("Driving/Route-v0", {"city": str(path)}))
 
 
+@pytest.mark.parametrize("city_seed", range(12))
+def test_goals_of_a_map_without_any_are_drawn_where_cars_can_come(city_seed, tmp_path):
+    path = tmp_path / "roundabout.txt"  # a street enters it from the edge of the map
+    path.write_text(
+        """
+##########
+##+<<<+###
+##v###^###
+>>+>>>+###
+##########
+"""
+    )
+    config = make_config("Driving/Route-v0", {"city": str(path), "city_seed": city_seed, "min_route": 1})
+    tables = make_tables(config)
+    assert (tables.start >= 0).all()
+
+
+def test_a_state_that_does_not_say_the_goal_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="obs=state does not say which goal is meant, and memory has 2"):
+        make_tables(make_config("Driving/Tabular-v0", {"city": "memory"}))
+    with pytest.raises(ConfigError, match="suburb has 4: use a map with one G, num_goals=1"):
+        make_tables(make_config("Driving/Tabular-v0", {"city": "suburb"}))
+    assert make_tables(make_config("Driving/Tabular-v0", {"city": "suburb", "num_goals": 1})).goal.shape == (1, 1)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CITIES.glob("*.txt")))
 def test_every_shipped_map_can_be_driven(name):
     tables = make_tables(make_config("Driving/Route-v0", {"city": name}))
