@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,18 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.record import write_result
+from benchmarks.record import cpu_s, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED = 475.0
 ON_DEVICE = {"ppo": ["experiment=cartpole_ppo_device"]}
 """What `--device-env` trains with."""
-
-
-def processor_s() -> float:
-    """Processor time of all commands that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def train_and_evaluate(agent: str, overrides: list[str], seed: int, folder: str) -> dict[str, float]:
@@ -46,9 +39,9 @@ def train_and_evaluate(agent: str, overrides: list[str], seed: int, folder: str)
         "eval.every_env_steps=0",
         "device=cpu",
     ]
-    began, used = time.perf_counter(), processor_s()
+    began, used = time.perf_counter(), cpu_s()
     subprocess.run(train, cwd=ROOT, check=True, capture_output=True)
-    wall_s, cpu_s = time.perf_counter() - began, processor_s() - used
+    wall_s, processor_s = time.perf_counter() - began, cpu_s() - used
     evaluate = [sys.executable, "evaluate.py", "run=latest", f"run_dir={folder}", "episodes=100", "mode=greedy"]
     answer = subprocess.run([*evaluate, "format=json"], cwd=ROOT, check=True, capture_output=True, text=True)
     result = json.loads(answer.stdout)
@@ -56,12 +49,12 @@ def train_and_evaluate(agent: str, overrides: list[str], seed: int, folder: str)
         "seed": seed,
         "mean_reward": result["mean_reward"],
         "wall_s": wall_s,
-        "processor_s": cpu_s,
+        "processor_s": processor_s,
         "training_s": training_seconds(folder),
     }
     print(
-        f"{agent} seed {seed}: {figures['mean_reward']:.1f}; command {wall_s:.1f} s ({cpu_s:.1f} s of processor), "
-        f"training {figures['training_s']:.1f} s",
+        f"{agent} seed {seed}: {figures['mean_reward']:.1f}; command {wall_s:.1f} s ({processor_s:.1f} s of "
+        f"processor), training {figures['training_s']:.1f} s",
         flush=True,
     )
     return figures

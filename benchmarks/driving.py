@@ -27,7 +27,7 @@ import torch
 from stable_baselines3 import PPO
 
 from agents import load_algorithm
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, stamp, write_result
 from contract import Agent, Episode, Mode, Streams, Task
 from envs import settings as env_settings
 from envs.make import make_env
@@ -197,7 +197,7 @@ def main() -> None:
         shown = {k: v for k, v in result.items() if k not in ("curve", "config")}
         print(part, json.dumps(shown), flush=True)
         others = json.loads(file.read_text())["parts"] if file.exists() else {}
-        write_result("driving", {"parts": others | {part: result}})
+        write_result("driving", {"parts": others | {part: stamp() | result}})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, cpu_s, stamp, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED = -200.0
@@ -40,6 +39,7 @@ def train_and_evaluate(agent: str, seed: int, folder: str) -> dict[str, Any]:
     answer = subprocess.run([*evaluate, "format=json"], cwd=ROOT, check=True, capture_output=True, text=True)
     result = json.loads(answer.stdout)
     figures = {
+        **stamp(),
         "seed": seed,
         "mean_reward": result["mean_reward"],
         "env_steps": result["checkpoint_env_steps"],
@@ -48,12 +48,6 @@ def train_and_evaluate(agent: str, seed: int, folder: str) -> dict[str, Any]:
     }
     print(f"{agent} seed {seed}: {figures['mean_reward']:.1f} in {cpu:.0f} CPU seconds", flush=True)
     return figures
-
-
-def cpu_s() -> float:
-    """Processor time of the commands that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

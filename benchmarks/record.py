@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 import time
@@ -20,15 +21,29 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Writes `results/<name>.json`."""
     about = {
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
+        **stamp(),
         "versions": versions(),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
     }
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | figures, indent=1) + "\n")
     return path
+
+
+def stamp() -> dict[str, Any]:
+    """What every case of a result carries that is measured in several calls: date, commit, machine."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": versions().get("commit"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def cpu_s() -> float:
+    """Processor time of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def cpu_model() -> str:

@@ -11,8 +11,10 @@ data=driving_scenes`), none of which is the map that the agents drive on. Then P
     frozen       the backbone stays as it is: a linear probe of it
 
 What counts is how many environment steps it takes until a greedy evaluation of 64 episodes reaches the goal in 60 % of
-them; a run that never gets there counts as its whole length, and is counted apart. The images of the pretraining are
-environment steps too, five for each: they are stated, not added.
+them; a run that never gets there counts as its whole length, and is counted apart. Seeds are pairs: `saved` is what a
+seed saves beside its scratch, with a 95 % interval by Student's distribution. All seeds begin with one backbone, so
+that no interval knows what another pretraining would have given. The images of the pretraining are environment steps
+too, five for each, 100,000 in all: they are stated, not added.
 
 A run that `results/transfer.json` already has is not run again; delete the file to measure everything anew. The
 backbone is kept in `runs/transfer`.
@@ -28,8 +30,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pendulum import cpu_s
-from benchmarks.record import RESULTS, write_result
+import numpy as np
+from scipy.special import stdtrit
+
+from benchmarks.record import RESULTS, cpu_s, stamp, write_result
 from training.evaluation import bootstrap_interval
 from training.run import find_run
 
@@ -59,18 +63,21 @@ WAYS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=1_000, help="stop after so many runs")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
     arguments = parser.parse_args()
     file = RESULTS / "transfer.json"
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     pretraining, runs = known.get("pretraining"), known.get("runs", {way: [] for way in WAYS})
-    missing = [(seed, way) for seed in SEEDS for way in WAYS if seed not in [run["seed"] for run in runs[way]]]
+    missing = [
+        (seed, way) for seed in SEEDS for way in arguments.only if seed not in [run["seed"] for run in runs[way]]
+    ]
     for seed, way in missing[: arguments.most]:
         if pretraining is None or not Path(pretraining["run"]).is_dir():
             pretraining = pretrain()
         runs[way].append(drive(seed, [text.format(backbone=pretraining["run"]) for text in WAYS[way]]))
         print(f"{way} seed {seed}: {runs[way][-1]['success']}", flush=True)
         write_result("transfer", {"pretraining": pretraining, "task": TASK, "ways": WAYS, "runs": runs})
-    figures = {way: summary(rows) for way, rows in runs.items() if rows}
+    figures = {way: summary(rows) | saved(rows, runs["scratch"]) for way, rows in runs.items() if rows}
     write_result("transfer", {"pretraining": pretraining, "task": TASK, "ways": WAYS, "summary": figures, "runs": runs})
     for way, found in figures.items():
         low, high = found["ci95"]
@@ -100,12 +107,12 @@ def drive(seed: int, overrides: list[str]) -> dict[str, Any]:
         rows = [json.loads(line) for line in find_run("latest", folder).metrics.read_text().splitlines()]
     success = [[row["env_steps"], round(row["eval/success_rate"], 4)] for row in rows if "eval/success_rate" in row]
     reached = next((env_steps for env_steps, rate in success if rate >= SUCCESS), None)
-    return {"seed": seed, "env_steps": reached, "success": success, "cpu_s": round(cpu_s() - before, 1)}
+    return {**stamp(), "seed": seed, "env_steps": reached, "success": success, "cpu_s": round(cpu_s() - before, 1)}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean steps to the goal with a 95 % bootstrap interval over seeds."""
-    steps = [row["env_steps"] or row["success"][-1][0] for row in rows]
+    steps = [steps_of(row) for row in rows]
     used = sorted(row["cpu_s"] for row in rows)
     return {
         "seeds": len(rows),
@@ -115,6 +122,20 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "mean_final_success": sum(row["success"][-1][1] for row in rows) / len(rows),
         "median_cpu_s": used[len(used) // 2],
     }
+
+
+def steps_of(row: dict[str, Any]) -> int:
+    """Environment steps until a run got there, or its length."""
+    steps: int = row["env_steps"] or row["success"][-1][0]
+    return steps
+
+
+def saved(rows: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> dict[str, Any]:
+    """Environment steps that each seed saves beside its scratch: mean and 95 % interval of it."""
+    base = {row["seed"]: steps_of(row) for row in scratch}
+    each = np.array([base[row["seed"]] - steps_of(row) for row in rows if row["seed"] in base], float)
+    half = float(stdtrit(len(each) - 1, 0.975) * each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else float("inf")
+    return {"saved_env_steps": float(each.mean()), "saved_ci95": [each.mean() - half, each.mean() + half]}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from vision.data import MISSING
@@ -47,10 +48,12 @@ def share(hits: Tensor, cases: Tensor, group: Tensor) -> Share:
     """A proportion with an interval that knows that cases of one group (an image, an episode, a city) are alike.
 
     Equation:
-        p = sum hits / sum cases;  interval: Wilson's of p and n / max(1, d) cases, with the design effect
-        d = G / (G - 1) * sum_g (hits_g - p cases_g)^2 / (n p (1 - p)),  n = sum cases,  G groups
+        p = sum hits / sum cases;  interval: Wilson's of p and n / max(1, d) * (t_(n-1) / t_(G-1))^2 cases, with the
+        design effect d = G / (G - 1) * sum_g (hits_g - p cases_g)^2 / (n p (1 - p)),  n = sum cases,  G groups,
+        t_k the 0.975 quantile of Student's distribution: of few groups it is hard to know how much they differ
 
-    Where all cases are hits, or none is, nothing tells how alike they are: d is 1 then.
+    Where all cases are hits, or none is, nothing tells how alike they are: cases count as independent then. One group
+    of several cases tells nothing of another: the interval is [0, 1].
 
     Args:
         hits: (M,) of each image, at most `cases`.
@@ -68,11 +71,15 @@ def share(hits: Tensor, cases: Tensor, group: Tensor) -> Share:
     p = float(hits.sum()) / n
     _, number = torch.unique(group.cpu()[cases > 0], return_inverse=True)
     groups = int(number.max()) + 1
-    design_effect = 1.0
-    if 0 < p < 1 and groups > 1:
+    if groups == 1 < n:
+        return Share(p, 0.0, 1.0, n)
+    effective = float(n)
+    if 0 < p < 1:
         apart = torch.zeros(groups, dtype=torch.float64).index_add_(0, number, (hits - p * cases)[cases > 0])
         design_effect = groups / (groups - 1) * float(apart.square().sum()) / (n * p * (1 - p))
-    return Share(p, *wilson_interval(p, n / max(1.0, design_effect)), n)
+        quantile, of_groups = (float(stdtrit(count - 1, 0.975)) for count in (n, groups))
+        effective *= (quantile / of_groups) ** 2 / max(1.0, design_effect)
+    return Share(p, *wilson_interval(p, effective), n)
 
 
 def accuracy(predicted: Tensor, target: Tensor, group: Tensor) -> Share:

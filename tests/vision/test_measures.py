@@ -58,7 +58,8 @@ def test_cases_that_are_all_alike_in_a_group_count_as_one() -> None:
     right = torch.arange(40) < 30
     found = share(right.repeat_interleave(50), torch.ones(2000), torch.arange(40).repeat_interleave(50))
     assert found.cases == 2000
-    assert found[1:3] == pytest.approx(wilson_interval(0.75, 39), abs=1e-9)
+    few = (1.96115 / 2.02269) ** 2  # quantiles of Student's distribution with 1,999 and 39 degrees of freedom
+    assert found[1:3] == pytest.approx(wilson_interval(0.75, 39 * few), abs=1e-5)
 
 
 def test_an_image_of_many_cells_is_a_group_of_its_own() -> None:
@@ -83,6 +84,23 @@ def test_intervals_of_grouped_cases_cover_what_they_promise() -> None:
         naive += low <= 0.8 <= high
     assert 0.91 <= covered / 400 <= 0.98
     assert naive / 400 < 0.7
+
+
+@pytest.mark.parametrize("groups", [3, 4, 8])
+def test_intervals_of_few_groups_cover_what_they_promise(groups: int) -> None:
+    """Games in which between 60 and 90 % of 300 frames are right."""
+    generator = torch.Generator().manual_seed(1)
+    group = torch.arange(groups).repeat_interleave(300)
+    covered = 0
+    for _ in range(400):
+        chance = 0.6 + 0.3 * torch.rand(groups, generator=generator)
+        found = share(torch.rand(300 * groups, generator=generator) < chance[group], torch.ones(300 * groups), group)
+        covered += found.low <= 0.75 <= found.high
+    assert covered / 400 >= 0.92
+
+
+def test_one_group_tells_nothing_of_another() -> None:
+    assert share(torch.ones(20), torch.ones(20), torch.zeros(20))[1:3] == (0.0, 1.0)
 
 
 def test_nothing_to_count_is_no_number() -> None:
