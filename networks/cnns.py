@@ -55,6 +55,18 @@ def first_conv(layer: nn.Conv2d, image: Tensor) -> Tensor:
     return F.conv2d(pixels(image), layer.weight * (1 / 255), layer.bias, layer.stride, layer.padding)
 
 
+def rectified(x: Tensor, norm: nn.Module) -> Tensor:
+    """ReLU of the normalised channels of each pixel: (N, C, H, W) -> (N, C, H, W), in place where nothing normalises.
+
+    In memory channels lie last, so that normalising them takes no copy. What is rectified in place must be no view, or
+    its gradient is copied.
+    """
+    if isinstance(norm, nn.Identity):
+        return F.relu_(x)
+    normalised: Tensor = norm(x.permute(0, 2, 3, 1))
+    return F.relu_(normalised).permute(0, 3, 1, 2)
+
+
 def too_small(image_shape: Sequence[int]) -> ConfigError:
     """The error line for images that a backbone shrinks to nothing."""
     return ConfigError(f"an image of {image_shape[1]}x{image_shape[2]} pixels is too small for this backbone")
@@ -120,11 +132,10 @@ class CNN(ImageBackbone):
             x = F.conv2d(pixels(image), kernel, self.first.bias, self.first.stride)
             if self.center_pixels:
                 x = x - F.conv2d(self.pixel_mean[None], kernel, None, self.first.stride)
-            # Channels last, as it lies in memory: to normalise and to flatten it takes no copy.
-            x = F.relu_(self.norms[0](x.permute(0, 2, 3, 1)))
+            x = rectified(x, self.norms[0])
             for layer, norm in zip(self.rest, self.norms[1:], strict=False):
-                x = F.relu_(norm(layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
-        return x.permute(0, 3, 1, 2)
+                x = rectified(layer(x), norm)
+        return x
 
     def read(self, feature_map: Tensor) -> Tensor:
         with self._precision(feature_map.device):
