@@ -132,11 +132,18 @@ def memory() -> str:
 def actor_critic() -> str:
     """Speed of PPO and A2C beside Stable-Baselines3's, and of A3C against its workers."""
     result, scaling = load("speed_actor_critic"), load("a3c_scaling")
-    lines = ["| Pong, the same network and settings | environment steps/s | over Stable-Baselines3 |", "|---|---|---|"]
+    lines = [
+        "| Pong, the same network and settings | environment steps/s | over its learner | over it alone |",
+        "|---|---|---|---|",
+    ]
     for agent in ("ppo", "a2c"):
-        ratio = statistics.median(result["ratio_to_sb3"][agent])
-        ours, theirs = (statistics.median(result["env_steps_per_s"][name]) for name in (agent, f"sb3_{agent}"))
-        lines += [f"| `agent={agent}` | {ours:.0f} | **{ratio:.2f}** |", f"| `agent=sb3_{agent}` | {theirs:.0f} | |"]
+        speeds = {name: statistics.median(values) for name, values in result["env_steps_per_s"].items()}
+        learner, alone = (statistics.median(result[f"ratio_to_sb3{peer}"][agent]) for peer in ("", "_alone"))
+        lines += [
+            f"| `agent={agent}` | {speeds[agent]:.0f} | **{learner:.2f}** | **{alone:.2f}** |",
+            f"| `agent=sb3_{agent}`: its learner, our environment | {speeds[f'sb3_{agent}']:.0f} | | |",
+            f"| Stable-Baselines3's {agent.upper()} alone | {speeds[f'sb3_{agent} alone']:.0f} | | |",
+        ]
     workers = ", ".join(
         f"{statistics.median(values):.0f} with {count}" for count, values in scaling["env_steps_per_s"].items()
     )
@@ -144,8 +151,8 @@ def actor_critic() -> str:
         [
             *lines,
             "",
-            f"Taking turns in one run on {machine(result)}. `experiment=pong_a3c` by number of workers, environment "
-            f"steps/s: {workers} ({machine(scaling)}).",
+            f"Taking turns in one run on {machine(result)}. Alone: with its own Atari wrappers, as its users run it. "
+            f"`experiment=pong_a3c` by number of workers, environment steps/s: {workers} ({machine(scaling)}).",
         ]
     )
 

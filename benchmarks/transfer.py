@@ -72,7 +72,7 @@ def main() -> None:
         (seed, way) for seed in SEEDS for way in arguments.only if seed not in [run["seed"] for run in runs[way]]
     ]
     for seed, way in missing[: arguments.most]:
-        if pretraining is None or not Path(pretraining["run"]).is_dir():
+        if pretraining is None or not (ROOT / pretraining["run"]).is_dir():
             pretraining = pretrain()
         runs[way].append(drive(seed, [text.format(backbone=pretraining["run"]) for text in WAYS[way]]))
         print(f"{way} seed {seed}: {runs[way][-1]['success']}", flush=True)
@@ -95,7 +95,7 @@ def pretrain() -> dict[str, Any]:
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     last = next(row for row in reversed(rows) if "eval/accuracy_scene" in row)
     accuracy = {tag.removeprefix("eval/"): value for tag, value in last.items() if tag.startswith("eval/accuracy")}
-    return {"run": str(run.path), "command": PRETRAINING, "cpu_s": round(used, 1), "validation": accuracy}
+    return {"run": str(run.path.relative_to(ROOT)), "command": PRETRAINING, "cpu_s": round(used, 1), "validation": accuracy}
 
 
 def drive(seed: int, overrides: list[str]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from contract import Donor
-    from training.loop import StopSignal
     from vision.data import ImageData, Source
     from vision.loop import Learner
 
@@ -57,11 +56,7 @@ def run_command(command: Command[C], arguments: Sequence[str]) -> int:
     config = typed(command.config_class, plain)
     source = make_source(config)
     prepare(config.torch_threads)
-
-    from training.loop import StopSignal  # from here on imports take a second or two
-
-    with StopSignal() as stop:
-        return _train(command, plain, config, source, run, stop)
+    return _train(command, plain, config, source, run)  # from here on imports take a second or two
 
 
 def make_source(config: LearnConfig) -> Source:
@@ -103,13 +98,11 @@ def _resumed(name: str, run: Run, plain: dict[str, Any], overrides: Sequence[str
     return resumed | {"resume": str(run.path), "debug": plain["debug"]}
 
 
-def _train(
-    command: Command[C], plain: dict[str, Any], config: C, source: Source, run: Run | None, stop: StopSignal
-) -> int:
+def _train(command: Command[C], plain: dict[str, Any], config: C, source: Source, run: Run | None) -> int:
     import torch
 
     from networks.backbones import cost
-    from training.loop import finished_env_steps
+    from training.loop import StopSignal, finished_env_steps
     from training.process import choose_device
     from training.transfer import find_donor, keep_donor
     from vision.loop import count_updates, fit
@@ -129,7 +122,7 @@ def _train(
     verb, resume = ("training" if run is None else "resuming"), run is not None
     if run is None:
         run = create_folder(config.run_dir, name, config.backbone, plain)
-    with run.lock():
+    with StopSignal() as stop, run.lock():  # before, while images are made, a signal ends the process at once
         if resume:
             run.record_resume(plain)
         say(

@@ -94,6 +94,8 @@ class EvaluateConfig:
             check_choice("export", self.export, EXPORTS)
             if self.explain is not None:
                 raise ConfigError("explain= and export= exclude each other")
+            if self.device != "cpu":
+                raise ConfigError("export= writes what the CPU computes; set device=cpu")
         for name in ("within", "noise", "blur", "epsilon"):
             for value in getattr(self, name):
                 check_range(name, value, 0, None)
@@ -197,8 +199,6 @@ def export(classifier: Classifier, outputs: Outputs, data: ImageData, config: Ev
     folder = destination(run, config.out, "export")
     if folder is None:
         raise ConfigError("the run is read-only; set out=<folder> for the export")
-    if config.device != "cpu":
-        raise ConfigError("export= writes what the CPU computes; set device=cpu")
     path, agreement = export_classifier(classifier, outputs, data, folder)
     warn(f"classifier: {path}")
     result: dict[str, Any] = {

@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from faults import ConfigError
 from networks.backbones import BACKBONES
 from tests.runs import Line, only_run, single_error
 from tests.vision.toy import HEADS, Toy
 from training.config import SALIENCY_METHODS
+from training.export import quantise, write_onnx
 from training.process import report
 from training.saliency import grad_cam, gradient
 from vision import evaluate, train
 from vision.config import TrainConfig
-from vision.export import export_classifier
+from vision.data import Classes
+from vision.export import InOrder, export_classifier
 from vision.inside import explained_heads, said_of, saliency
 from vision.learner import Classifier, load_classifier, make_classifier, predict
 
@@ -132,10 +135,32 @@ def test_the_commands_write_a_picture_and_a_file(
     assert np.nanmedian(np.abs(centre - data.targets["centre"].numpy())) < 4
 
 
+def test_grad_cam_of_what_has_no_feature_map_is_refused(tmp_path: Path) -> None:
+    classifier = make_classifier(TrainConfig(data={"source": "toy"}, backbone="mlp"), (3, 8, 8), {}, seed=0)
+    config = evaluate.EvaluateConfig(run="x", explain="grad_cam")
+    with pytest.raises(ConfigError, match="grad_cam needs a convolutional backbone"):
+        evaluate.explain(classifier, Toy().load(7), config, tmp_path)
+
+
+def test_eight_bits_of_a_network_without_hidden_products_are_refused(tmp_path: Path) -> None:
+    classifier = make_classifier(
+        TrainConfig(data={"source": "toy"}, backbone="resnet"), (3, 32, 32), {"row": Classes(("a", "b"))}, seed=0
+    )
+    data = {"images": np.zeros((2, 3, 32, 32), np.uint8)}
+    write_onnx(InOrder(classifier, ["row"]), data, ["row"], tmp_path / "net.onnx")
+    with pytest.raises(ConfigError, match="finds nothing to quantise"):
+        quantise(tmp_path / "net.onnx", tmp_path / "small.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
 def test_mistakes_are_one_line(learned: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for asked, line in (("explain=saliency", "explain must be one of gradient"), ("export=tflite", "export must be")):
+    for asked, line in (
+        (["explain=saliency"], "explain must be one of gradient"),
+        (["export=tflite"], "export must be"),
+        (["export=onnx", "device=cuda"], "set device=cpu"),
+    ):
         capfd.readouterr()
-        code = report(lambda asked=asked: evaluate.main([f"run={learned}", asked]), debug=False)
+        code = report(lambda asked=asked: evaluate.main([f"run={learned}", *asked]), debug=False)
         captured = capfd.readouterr()
         assert code == 2
         assert line in single_error(Line(code, captured.out, captured.err))

@@ -286,6 +286,9 @@ def line_of(capsys: pytest.CaptureFixture[str], command: Any, *arguments: str) -
         (["warmup_epochs=30"], "warmup_epochs must be in [0, 5], got 30"),
         (["--multirun"], "cannot read '--multirun'"),
         (["device=gpu"], "device must be auto, cpu"),
+        (["data=[cifar10,mnist]"], "unknown data '['cifar10', 'mnist']'"),
+        (["split=[0.5,0.1,0.1]"], "the parts of a data split must add up to 1, not 0.7"),
+        (["data=atari_ram", "backbone=resnet"], "not to resnet: set center_pixels=false"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
