@@ -14,15 +14,11 @@ Each row is the median of three windows; kernels are compiled and caches warm be
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,15 +26,14 @@ import numpy as np
 import torch
 
 import envs.driving
+from benchmarks.record import write_result
 from contract import StepsOnDevice, Streams
 from envs.device.cartpole import CartPoleBatch
 from envs.driving.batch import DrivingBatch
 from envs.driving.config import make_config
 from envs.make import make_env
 from envs.settings import DrivingSettings
-from training.run import versions
 
-RESULTS = Path(__file__).parent / "results" / "envs.json"
 WINDOWS = 3
 ACTION_SETS = 64
 
@@ -197,15 +192,8 @@ def main(arguments: list[str]) -> int:
     )
     for name, value in ratios.items():
         print(f"{name:58s} {value:>14,.2f} times")
-    about = {
-        "command": "python -m benchmarks.envs " + " ".join(arguments),
-        "cores": len(os.sched_getaffinity(0)),
-        "processor": processor(),
-        "versions": versions() | {p: v for p in ("warp-lang", "minigrid", "highway-env") if (v := installed(p))},
-        "seconds_per_window": seconds,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"about": about, "rows": rows, "ratios": ratios}, indent=1) + "\n")
+    peers = {package: version for package in ("minigrid", "highway-env") if (version := installed(package))}
+    write_result("envs", {"peers": peers, "seconds_per_window": seconds, "rows": rows, "ratios": ratios})
     return 0
 
 
@@ -214,12 +202,6 @@ def installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

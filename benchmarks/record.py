@@ -47,10 +47,11 @@ def cpu_s() -> float:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as the system tells it, with the family and model that tell its generations apart."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        pairs = (line.partition(":")[::2] for line in info.read_text().splitlines())
+        found = {key.strip(): value.strip() for key, value in pairs}
+        if "model name" in found:
+            return f"{found['model name']} (family {found.get('cpu family')}, model {found.get('model')})"
     return platform.processor() or platform.machine()

@@ -95,7 +95,12 @@ def pretrain() -> dict[str, Any]:
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     last = next(row for row in reversed(rows) if "eval/accuracy_scene" in row)
     accuracy = {tag.removeprefix("eval/"): value for tag, value in last.items() if tag.startswith("eval/accuracy")}
-    return {"run": str(run.path.relative_to(ROOT)), "command": PRETRAINING, "cpu_s": round(used, 1), "validation": accuracy}
+    return {
+        "run": str(run.path.relative_to(ROOT)),
+        "command": PRETRAINING,
+        "cpu_s": round(used, 1),
+        "validation": accuracy,
+    }
 
 
 def drive(seed: int, overrides: list[str]) -> dict[str, Any]:
