@@ -109,7 +109,7 @@ TRAIN = [
     (["device=cuda:99"], 2, "it has cpu"),
     (["device=cuda:99999999999999999999"], 2, "device=cuda:99999999999999999999"),
     (["agent.backbone=nature_cnn"], 2, "reads images"),
-    (["env=Pendulum-v1"], 2, "agent=sb3_ppo"),
+    (["env=Pendulum-v1"], 2, "(agent=ppo, a2c and sac take them)"),
     (["agent=q_learning", "env=Acrobot-v1"], 2, "need discrete observations; Acrobot-v1 has Box"),
     (["agent=q_learning", "env=Pendulum-v1", "env.discretize=tiles"], 2, "agent=q_learning chooses among discrete"),
     (["agent=dyna_q", "env=Acrobot-v1", "env.discretize=tiles"], 2, "cannot sum over the tiles of Acrobot-v1"),

@@ -256,7 +256,7 @@ def test_nothing_is_allocated_before_the_first_observation() -> None:
 
 def test_continuous_actions_are_refused_with_names_of_agents_that_fit() -> None:
     spec = EnvSpec("Pendulum-v1", Box(-1, 1, (3,), np.float32), Box(-2, 2, (1,), np.float32), 1)
-    with pytest.raises(ConfigError, match=r"Pendulum-v1 has Box actions.*sb3_ppo"):
+    with pytest.raises(ConfigError, match=r"Pendulum-v1 has Box actions \(agent=ppo, a2c and sac take them\)"):
         make_agent(Settings(), Task(spec, 1_000, torch.device("cpu"), Streams(0)))
 
 
