@@ -23,7 +23,7 @@ from torch import Tensor
 
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
-from envs.device.random import draw, episode_key
+from envs.device.random import draw, episode_key, instant
 from envs.device.slices import Slices
 from envs.device.vec import DeviceVecEnv, require
 
@@ -118,7 +118,7 @@ def cosine(square: Doubles) -> Doubles:
 @wp.func
 def first_value(key: wp.uint32, k: int) -> wp.float64:
     """Number k of the first state of an episode."""
-    unit = wp.float64(draw(key, 0, 0, k)) * wp.float64(2.3283064365386963e-10)  # 2**-32
+    unit = wp.float64(draw(instant(key, 0), 0, k)) * wp.float64(2.3283064365386963e-10)  # 2**-32
     return (unit * TWO - wp.float64(1.0)) * START_SPREAD
 
 

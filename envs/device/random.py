@@ -22,10 +22,15 @@ def mix(x: wp.uint32) -> wp.uint32:
 
 
 @wp.func
-def draw(key: wp.uint32, time: int, purpose: int, index: int) -> wp.uint32:
+def instant(key: wp.uint32, time: int) -> wp.uint32:
+    """What the numbers follow from that are drawn at one time of an episode."""
+    return mix(key + wp.uint32(time) * GOLDEN)
+
+
+@wp.func
+def draw(instant: wp.uint32, purpose: int, index: int) -> wp.uint32:
     """32 random bits."""
-    when = mix(key + wp.uint32(time) * GOLDEN)
-    return mix(when + wp.uint32(purpose) * SPREAD_1 + wp.uint32(index) * SPREAD_2)
+    return mix(instant + wp.uint32(purpose) * SPREAD_1 + wp.uint32(index) * SPREAD_2)
 
 
 @wp.func

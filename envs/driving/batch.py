@@ -186,7 +186,9 @@ class DrivingBatch:
                 self._full_launches[turn].append([step, *see_all, *begin])
 
     def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
-        command = wp.launch(kernel, count, inputs=[first, *inputs], device=self.device, record_cmd=True)
+        lanes = 1 if self.device == "cpu" else count
+        given = [first, first + count, lanes, *inputs]
+        command = wp.launch(kernel, lanes, inputs=given, device=self.device, record_cmd=True)
         return command.launch
 
     def _observe_launch(
@@ -204,6 +206,8 @@ class DrivingBatch:
                 inputs[-1:] = [self._film, out[name], _bytes_of(out[name])]
             elif sense == "features":
                 inputs.append(_rays_of(out[name]))
+            elif sense == "window":
+                inputs[-1:] = [_by_eight(self._senses.look), out[name], _by_eight(out[name])]
             launches.append(self._launch(kernel, first, count, inputs))
         return launches
 
@@ -214,7 +218,7 @@ class DrivingBatch:
         if sense == "state":
             return tensor[:, 0]
         if sense == "window":
-            return tensor.view(-1, *window_shape(self.config))
+            return tensor.view(-1, *window_shape(self.config.view_range))
         if sense == "camera":
             return wp.to_torch(_bytes_of(array)).view(-1, camera.SIZE, camera.SIZE, 3)
         return tensor
@@ -250,15 +254,28 @@ def _rays_of(features: wp.array) -> wp.array:
     )
 
 
-def window_shape(config: DrivingConfig) -> tuple[int, int]:
+def _by_eight(codes: wp.array) -> wp.array:
+    """(N, K) uint8 -> (N, K - 7) of eight each: those that begin at each place, the same memory."""
+    n, count = codes.shape
+    return wp.array(
+        ptr=codes.ptr,
+        dtype=senses.Eight,
+        shape=(n, max(count - senses.AT_ONCE + 1, 0)),
+        strides=codes.strides,
+        device=codes.device,
+        copy=False,
+    )
+
+
+def window_shape(view_range: int) -> tuple[int, int]:
     """Rows and columns of the window: `view_range` rows ahead of the ego's, two behind, about as many columns."""
-    return config.view_range + 1 + ROWS_BEHIND, 2 * ((config.view_range + 2) // 2) + 1
+    return view_range + 1 + ROWS_BEHIND, 2 * ((view_range + 2) // 2) + 1
 
 
 _FORM: dict[str, tuple[Callable[[DrivingConfig], tuple[int, ...]], Any, Any]] = {
     "state": (lambda config: (1,), wp.int64, senses.observe_state),
     "features": (lambda config: (senses.NUM_FEATURES,), wp.float32, senses.observe_features),
-    "window": (lambda config: (int(np.prod(window_shape(config))),), wp.uint8, senses.observe_window),
+    "window": (lambda config: (int(np.prod(window_shape(config.view_range))),), wp.uint8, senses.observe_window),
     "camera": (lambda config: (camera.SIZE * camera.SIZE * 3 // 4,), wp.uint32, camera.observe_camera),
 }
 """Sense -> shape of its array, its type, and the kernel that fills it."""
@@ -270,7 +287,7 @@ def observation_space(config: DrivingConfig, tables: Tables) -> gym.Space[Any]:
     spaces: dict[str, Callable[[], gym.Space[Any]]] = {
         "state": lambda: Discrete(height * width * 12),
         "features": lambda: Box(-1.0, 1.0, (senses.NUM_FEATURES,), np.float32),
-        "window": lambda: Box(0, senses.NUM_CODES - 1, window_shape(config), np.uint8),
+        "window": lambda: Box(0, senses.NUM_CODES - 1, window_shape(config.view_range), np.uint8),
         "camera": lambda: Box(0, 255, (camera.SIZE, camera.SIZE, 3), np.uint8),
     }
     parts = {name: spaces[sense]() for name, sense in SENSES_OF[config.obs].items()}
@@ -296,7 +313,7 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
     distance = np.arange(1, config.view_range + 1)
     angle = 2 * np.pi * np.arange(senses.NUM_RAYS) / senses.NUM_RAYS
     ray_ahead, ray_right = (np.rint(np.outer(f(angle), distance)).astype(int) for f in (np.cos, np.sin))
-    rows, columns = window_shape(config)
+    rows, columns = window_shape(config.view_range)
     patch_ahead, patch_right = np.divmod(np.arange(rows * columns), columns)
     patch_ahead, patch_right = config.view_range - patch_ahead, patch_right - columns // 2
 
@@ -304,10 +321,10 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
         moved = np.multiply.outer(ahead, a) + np.multiply.outer(right, r)  # (4, 2, ...)
         return (moved[:, 0] * tables.width + moved[:, 1]).astype(np.int32)
 
-    reach = config.view_range * (tables.width + 1) + 1
+    reach = max(config.view_range, ROWS_BEHIND) * (tables.width + 1) + 1
     patch, ray = cells(patch_ahead, patch_right), cells(ray_ahead, ray_right)
-    place = np.full((4, 2 * reach + 1), -1, np.int16)
-    np.put_along_axis(place, patch + reach, np.arange(rows * columns, dtype=np.int16)[None], axis=1)
+    place = np.full((4, 2 * reach + 1), config.view_range * columns + columns // 2, np.uint16)
+    np.put_along_axis(place, patch + reach, np.arange(rows * columns, dtype=np.uint16)[None], axis=1)
     return {
         "view_range": config.view_range,
         "guidance": GUIDANCE.index(config.guidance),
@@ -317,10 +334,12 @@ def make_senses(config: DrivingConfig, tables: Tables) -> Arrays:
         "light": make_lights(tables, config.view_range),
         "reach": reach,
         "beams": make_beams(ray, reach),
-        "patch": patch,
         "place": place,
-        "patch_width": columns,
-        "look": make_look(tables),
+        "window_rows": rows,
+        "window_columns": columns,
+        **make_looks(tables, config.view_range),
+        **make_lit(tables),
+        "rows_north": np.array([config.view_range, columns // 2, ROWS_BEHIND, columns // 2], np.int32),
     }
 
 
@@ -368,19 +387,37 @@ def make_beams(ray: NDArray[np.int32], reach: int) -> NDArray[np.int32]:
     return beams
 
 
-def make_look(tables: Tables) -> NDArray[np.uint8]:
-    """(M * 4, cells): the code of every cell in the window of an ego with each of the four headings."""
+def make_looks(tables: Tables, view_range: int) -> Arrays:
+    """The maps as the window shows them, for an ego with each of the four headings; see `senses.Senses`."""
     kind, lanes, signal = tables.ground & 7, tables.ground >> 3 & 15, tables.ground >> 7 & 255
-    code = np.zeros((len(kind), 4, kind.shape[1]), np.int64)
+    cities, grid = len(kind), (tables.height, tables.width)
+    _, columns = window_shape(view_range)
+    look = np.zeros((cities, 4, kind.shape[1] + senses.AT_ONCE), np.uint8)
+    look_row, corner = np.zeros(4, np.int32), np.zeros((4, kind.shape[1]), np.int32)
     for heading in range(4):
         relative = (lanes >> heading | lanes << (4 - heading)) & 15  # bit 0 is the ego's heading
         single = sum((relative == 1 << side) * (int(senses.LANE) + side) for side in range(4))
-        code[:, heading] = np.select(
+        code = np.select(
             [kind < maps.VERGE, kind == maps.ROADWORKS, signal > 0, kind == maps.CROSSWALK, lanes == 0, single > 0],
             [int(c) for c in (senses.BLOCKED, senses.WORKS, senses.RED, senses.ZEBRA, senses.BESIDE)] + [single],
             int(senses.MANY_WAYS),
         )
-    return code.reshape(-1, kind.shape[1]).astype(np.uint8)
+        turned = np.rot90(np.arange(kind.shape[1]).reshape(grid), heading)  # what lies ahead is on top
+        look[:, heading, : turned.size] = code[:, turned.ravel()]
+        look_row[heading] = turned.shape[1]
+        corner[heading, turned.ravel()] = np.arange(turned.size) - view_range * turned.shape[1] - columns // 2
+    return {"look": look.reshape(cities * 4, -1), "look_row": look_row, "corner": corner}
+
+
+def make_lit(tables: Tables) -> Arrays:
+    """The cells in junctions with lights; see `senses.Senses`."""
+    signal = tables.ground.astype(np.int32) >> 7 & 255
+    city, cell = np.nonzero(signal)
+    counts = np.count_nonzero(signal.reshape(len(signal), tables.height, tables.width), axis=2)  # (M, rows)
+    lit_from = np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))).astype(np.int32)
+    lit = np.zeros((len(signal), lit_from[:, -1].max() + 1), np.int32)
+    lit[np.arange(lit.shape[1]) < lit_from[:, -1:]] = cell | signal[city, cell] << int(senses.CELL_BITS)
+    return {"lit": lit, "lit_from": lit_from}
 
 
 def _empty_state(config: DrivingConfig, tables: Tables, n: int) -> Arrays:

@@ -21,6 +21,7 @@ from envs.driving.rules import (
     State,
     along,
     is_green,
+    moment_of,
     signal_of,
     step_towards,
 )
@@ -112,26 +113,22 @@ def blend(
         y += 1
 
 
-@wp.kernel
-def observe_camera(
-    first: int,
+@wp.func
+def sense_camera(
+    i: int,
     maps: Maps,
     rules: Rules,
     senses: Senses,
     state: State,
-    only: wp.array(dtype=wp.bool),
-    all_of_them: int,
     film: Film,
     words: wp.array2d(dtype=wp.uint32),
     out: wp.array2d(dtype=wp.uint8),
 ) -> None:
-    """Writes (N, 84 * 84 * 3) uint8; `words` is the same memory, four bytes at a time."""
-    i = first + wp.tid()
-    if all_of_them == 0 and not only[i]:
-        return
+    """What environment i perceives."""
     city = state.city[i]
     cell = state.pose[i] >> 2
     heading = state.pose[i] & 3
+    moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
     place = int(0)
     while place < COUNT * COUNT:
         tile = int(film.tile[city, cell + film.patch[heading, place]]) * 4 + heading
@@ -155,7 +152,7 @@ def observe_camera(
             ahead = shown + step_towards(approach - 1, maps.width)
             signal = signal_of(int(maps.ground[city, ahead]))
             lamp = int(LAMP)
-            if is_green(rules.green_steps, rules.clear_steps, signal, approach - 1, state.tally[i, TIME]):
+            if is_green(rules.green_steps, rules.clear_steps, signal, approach - 1, moment):
                 lamp = LAMP + 1
             blend(out, film.sprite, i, lamp, approach - 1 - heading, place)
         place += 1
@@ -181,6 +178,29 @@ def observe_camera(
         place = view_place(maps.width, cell, heading, state.event[i, 1] >> 2)
         blend(out, film.sprite, i, EVENT + state.event[i, 0] - 1, (state.event[i, 1] & 3) - heading, place)
     blend(out, film.sprite, i, EGO + state.speed[i], 0, AHEAD * COUNT + HALF)
+
+
+@wp.kernel
+def observe_camera(
+    first: int,
+    last: int,
+    lanes: int,
+    maps: Maps,
+    rules: Rules,
+    senses: Senses,
+    state: State,
+    only: wp.array(dtype=wp.bool),
+    all_of_them: int,
+    film: Film,
+    words: wp.array2d(dtype=wp.uint32),
+    out: wp.array2d(dtype=wp.uint8),
+) -> None:
+    """Writes (N, 84 * 84 * 3) uint8; `words` is the same memory, four bytes at a time."""
+    i = first + wp.tid()
+    while i < last:
+        if all_of_them != 0 or only[i]:
+            sense_camera(i, maps, rules, senses, state, film, words, out)
+        i += lanes
 
 
 def make_film(tables: Tables, lights: bool) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""The rules of the road, as Warp kernels: one thread per environment, the same source on the CPU and on CUDA.
+"""The rules of the road, as Warp kernels: one thread per environment on CUDA, the same source on the CPU.
 
 All state is integer and all randomness is a hash of (episode key, time, purpose, index), so that one key gives one
 episode on every device and in every batch.
@@ -17,6 +17,9 @@ One environment step:
 Whatever is in the ego's way when it enters a cell, it collides with: nothing ever runs into the ego. A car at speed 1
 can always stop.
 
+Each kernel takes environments `first` to `last`, a thread every `lanes`-th of them: on CUDA that is one. The CPU runs
+the threads of a launch one after the other, and each unpacks all its arguments: there one thread takes them all.
+
 Cells are numbers in a grid with a margin: `cell = row * width + column`. A pose is `cell * 4 + heading`. Loops over a
 number that is known only at run time are `while` loops: Warp's `range` costs much more on the CPU. Structs are passed
 by value, and only a function that is called from one place is sure to be compiled without a copy of them: those that
@@ -28,7 +31,7 @@ from __future__ import annotations
 import warp as wp
 
 from envs.device.endings import SLOTS
-from envs.device.random import below, draw, episode_key, happens
+from envs.device.random import below, draw, episode_key, happens, instant
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "max_unroll": 4, "optimization_level": 3})
 
@@ -195,21 +198,27 @@ def step_towards(heading: int, width: int) -> int:
 
 
 @wp.func
-def is_green(green_steps: int, clear_steps: int, signal: int, heading: int, time: int) -> bool:
-    """North-south has green first, then east-west; both see red in the clearing times between."""
-    cycle = 2 * (green_steps + clear_steps)
-    phase = (time + ((signal - 1) * cycle) // 255) % cycle
-    if (heading & 1) == 1:
-        phase -= green_steps + clear_steps
+def moment_of(green_steps: int, clear_steps: int, time: int) -> int:
+    """How far the cycle of the lights has come."""
+    return time % (2 * (green_steps + clear_steps))
+
+
+@wp.func
+def is_green(green_steps: int, clear_steps: int, signal: int, heading: int, moment: int) -> bool:
+    """North-south has green first, then east-west; both see red in the clearing times between. Signals differ in when
+    their cycle begins."""
+    half = green_steps + clear_steps
+    phase = moment + ((signal - 1) * 2 * half) // 255
+    phase -= wp.where(phase >= 2 * half, 2 * half, 0) + (heading & 1) * half
     return phase >= 0 and phase < green_steps
 
 
 @wp.func
-def may_cross(green_steps: int, clear_steps: int, here: int, ahead: int, heading: int, time: int) -> bool:
+def may_cross(green_steps: int, clear_steps: int, here: int, ahead: int, heading: int, moment: int) -> bool:
     """False for an entry into a junction against a red light; `here` and `ahead` are grounds."""
     if signal_of(ahead) == 0 or signal_of(here) != 0:
         return True
-    return is_green(green_steps, clear_steps, signal_of(ahead), heading, time)
+    return is_green(green_steps, clear_steps, signal_of(ahead), heading, moment)
 
 
 @wp.func
@@ -224,7 +233,7 @@ def flip(taken: wp.array2d(dtype=wp.uint32), i: int, cell: int) -> None:
 
 
 @wp.func
-def enter(ego: Ego, maps: Maps, rules: Rules, state: State, i: int, direction: int) -> Ego:
+def enter(ego: Ego, maps: Maps, rules: Rules, state: State, i: int, direction: int, moment: int) -> Ego:
     """The ego enters the next cell in `direction`, with whatever heading it has. Does nothing after the end."""
     if ego.collided + ego.arrived > 0:
         return ego
@@ -235,7 +244,7 @@ def enter(ego: Ego, maps: Maps, rules: Rules, state: State, i: int, direction: i
         ego.collided = 1
         return ego
     here = int(maps.ground[city, ego.cell])
-    if not may_cross(rules.green_steps, rules.clear_steps, here, ahead, direction, state.tally[i, TIME]):
+    if not may_cross(rules.green_steps, rules.clear_steps, here, ahead, direction, moment):
         ego.red_light += 1
     if not permits(ahead, ego.heading):
         if permits(ahead, (ego.heading + 2) & 3):
@@ -259,6 +268,7 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
     ego.cell = state.pose[i] >> 2
     ego.heading = state.pose[i] & 3
     ego.speed = state.speed[i]
+    moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
     direction = (ego.heading + push) & 3
     cells = int(0)
     if push != 0 and ego.speed > 0:
@@ -280,16 +290,16 @@ def drive(maps: Maps, rules: Rules, state: State, i: int, action: int, push: int
                 ego.speed = wp.max(ego.speed - 1, 0)
             cells = ego.speed
         if cells > 0:
-            ego = enter(ego, maps, rules, state, i, direction)
+            ego = enter(ego, maps, rules, state, i, direction, moment)
             cells -= 1
         part += 1
     return ego
 
 
 @wp.func
-def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
+def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, now: wp.uint32) -> None:
     city = state.city[i]
-    time = state.tally[i, TIME]
+    moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
     j = int(0)
     while j < state.car.shape[1]:
         pose = state.car[i, j]
@@ -307,10 +317,10 @@ def move_cars(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> 
                         may_go = bool(True)
                         if ((ways >> (k + 3)) & 1) != 0:
                             signal = signal_of(int(maps.ground[city, next_cell]))
-                            may_go = is_green(rules.green_steps, rules.clear_steps, signal, direction, time)
+                            may_go = is_green(rules.green_steps, rules.clear_steps, signal, direction, moment)
                         if may_go:
                             found += 1
-                            if found == 1 or below(draw(state.key[i], time, DRAW_TURN, j * 4 + side), found) == 0:
+                            if found == 1 or below(draw(now, DRAW_TURN, j * 4 + side), found) == 0:
                                 chosen = direction
             if chosen >= 0:
                 flip(state.taken, i, cell)
@@ -327,7 +337,7 @@ def along(crossing: wp.array3d(dtype=wp.int32), city: int, which: int, place: in
 
 
 @wp.func
-def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) -> None:
+def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, now: wp.uint32) -> None:
     city = state.city[i]
     j = int(0)
     while j < state.walker.shape[1]:
@@ -337,7 +347,7 @@ def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) 
             place = state.walker[i, j, 1]
             direction = state.walker[i, j, 2]
             on_road = place >= 0 and place < length
-            if on_road or happens(draw(state.key[i], state.tally[i, TIME], DRAW_WALK, j), rules.walk_chance):
+            if on_road or happens(draw(now, DRAW_WALK, j), rules.walk_chance):
                 cell = along(maps.crossing, city, crossing, place)
                 next_place = place + direction
                 next_cell = cell + direction * maps.crossing[city, crossing, 1]
@@ -354,12 +364,10 @@ def move_walkers(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int) 
 
 
 @wp.func
-def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int) -> None:
+def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int, now: wp.uint32) -> None:
     """Something happens 3 to 5 cells ahead, if a plain, free lane leads there."""
     city = state.city[i]
-    key = state.key[i]
-    time = state.tally[i, TIME]
-    distance = FIRST_EVENT_DISTANCE + below(draw(key, time, DRAW_EVENT_PLACE, 0), 3)
+    distance = FIRST_EVENT_DISTANCE + below(draw(now, DRAW_EVENT_PLACE, 0), 3)
     cell = ego_cell
     clear = bool(True)
     for _k in range(distance):
@@ -374,26 +382,28 @@ def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int) -
         and not is_taken(state.taken, i, cell)
         and cell != maps.goal[city, state.goal[i]]
     ):
-        kind = 1 + below(draw(key, time, DRAW_EVENT_KIND, 0), 3)
-        lasts = 10 + below(draw(key, time, DRAW_EVENT_END, 0), 20)
+        kind = 1 + below(draw(now, DRAW_EVENT_KIND, 0), 3)
+        lasts = 10 + below(draw(now, DRAW_EVENT_END, 0), 20)
         if kind == CLOSURE:
             lasts += 20
         flip(state.taken, i, cell)
         state.event[i, 0] = kind
         state.event[i, 1] = cell * 4 + heading
-        state.event[i, 2] = time + lasts
+        state.event[i, 2] = state.tally[i, TIME] + lasts
 
 
 @wp.func
-def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int) -> None:
+def move_event(
+    maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int, now: wp.uint32
+) -> None:
     """A child runs across the road to the ego's left; cars and closures stay for their time."""
     time = state.tally[i, TIME]
     kind = state.event[i, 0]
     cell = state.event[i, 1] >> 2
     heading = state.event[i, 1] & 3
     if kind == NO_EVENT:
-        if happens(draw(state.key[i], time, DRAW_EVENT, 0), rules.event_chance):
-            begin_event(maps, state, i, ego_cell, ego_heading)
+        if happens(draw(now, DRAW_EVENT, 0), rules.event_chance):
+            begin_event(maps, state, i, ego_cell, ego_heading, now)
     elif kind == CHILD:
         next_cell = cell + step_towards((heading + 3) & 3, maps.width)
         if not is_drivable(int(maps.ground[state.city[i], next_cell])):
@@ -424,9 +434,10 @@ def begin(maps: Maps, state: State, i: int) -> None:
     """Begins the next episode of environment i."""
     key = episode_key(state.seed[i], state.episode[i])
     state.key[i] = key
-    city = below(draw(key, 0, DRAW_CITY, 0), maps.goal.shape[0])
-    goal = below(draw(key, 0, DRAW_GOAL, 0), maps.goal.shape[1])
-    pose = maps.start[city, goal, below(draw(key, 0, DRAW_START, 0), maps.start.shape[2])]
+    now = instant(key, 0)
+    city = below(draw(now, DRAW_CITY, 0), maps.goal.shape[0])
+    goal = below(draw(now, DRAW_GOAL, 0), maps.goal.shape[1])
+    pose = maps.start[city, goal, below(draw(now, DRAW_START, 0), maps.start.shape[2])]
     state.city[i] = city
     state.goal[i] = goal
     state.pose[i] = pose
@@ -449,7 +460,7 @@ def begin(maps: Maps, state: State, i: int) -> None:
         state.car[i, j] = -1
         k = int(0)
         while k < SPAWN_TRIES and state.car[i, j] < 0:
-            spot = maps.spawn[city, below(draw(key, k, DRAW_CAR, j), maps.spawn.shape[1])]
+            spot = maps.spawn[city, below(draw(instant(key, k), DRAW_CAR, j), maps.spawn.shape[1])]
             if not is_taken(state.taken, i, spot >> 2) and (spot >> 2) != (pose >> 2):
                 state.car[i, j] = spot
                 flip(state.taken, i, spot >> 2)
@@ -459,43 +470,48 @@ def begin(maps: Maps, state: State, i: int) -> None:
     while j < state.walker.shape[1]:
         state.walker[i, j, 0] = -1
         if maps.crossings[city] > 0:
-            crossing = below(draw(key, 0, DRAW_WALKER, j), maps.crossings[city])
+            crossing = below(draw(now, DRAW_WALKER, j), maps.crossings[city])
             state.walker[i, j, 0] = crossing
             state.walker[i, j, 1] = -1
             state.walker[i, j, 2] = 1
-            if below(draw(key, 0, DRAW_SIDE, j), 2) == 1:
+            if below(draw(now, DRAW_SIDE, j), 2) == 1:
                 state.walker[i, j, 1] = maps.crossing[city, crossing, 2]
                 state.walker[i, j, 2] = -1
         j += 1
 
 
+@wp.func
+def log_episode(state: State, outcome: Outcome, i: int) -> None:
+    """The figures of environment i's episode go into the log; the next one is up."""
+    slot = outcome.ended[i] % SLOTS
+    k = int(0)
+    while k < state.tally.shape[1]:
+        outcome.ended_tally[i, slot, k] = state.tally[i, k]
+        k += 1
+    outcome.ended_return[i, slot] = state.episode_return[i]
+    outcome.ended_key[i, slot] = state.key[i]
+    outcome.ended[i] += 1
+    state.episode[i] += 1
+
+
 @wp.kernel
-def reset(first: int, maps: Maps, state: State, outcome: Outcome, everywhere: int) -> None:
+def reset(first: int, last: int, lanes: int, maps: Maps, state: State, outcome: Outcome, everywhere: int) -> None:
     """Begins the episode that `state.seed` and `state.episode` name in every environment; or, if `everywhere` is 0, the
     next one where an episode has ended, whose figures go into the log."""
     i = first + wp.tid()
-    if everywhere == 0:
-        if not outcome.episode_end[i]:
-            return
-        slot = outcome.ended[i] % SLOTS
-        k = int(0)
-        while k < state.tally.shape[1]:
-            outcome.ended_tally[i, slot, k] = state.tally[i, k]
-            k += 1
-        outcome.ended_return[i, slot] = state.episode_return[i]
-        outcome.ended_key[i, slot] = state.key[i]
-        outcome.ended[i] += 1
-        state.episode[i] += 1
-    begin(maps, state, i)
+    while i < last:
+        if everywhere == 0 and outcome.episode_end[i]:
+            log_episode(state, outcome, i)
+        if everywhere != 0 or outcome.episode_end[i]:
+            begin(maps, state, i)
+        i += lanes
 
 
-@wp.kernel
-def step(
-    first: int, maps: Maps, rules: Rules, state: State, action: wp.array(dtype=wp.int64), outcome: Outcome
-) -> None:
-    """One step of every environment, without the reset."""
-    i = first + wp.tid()
+@wp.func
+def advance(maps: Maps, rules: Rules, state: State, i: int, action: int, outcome: Outcome) -> None:
+    """One step of environment i."""
     time = state.tally[i, TIME]
+    now = instant(state.key[i], time)
     task = state.city[i] * maps.goal.shape[1] + state.goal[i]
     before = float(0.0)
     if rules.shaping > 0.0:
@@ -503,18 +519,18 @@ def step(
 
     push = int(0)
     if rules.drift_chance > 0:
-        gust = draw(state.key[i], time, DRAW_DRIFT, 0)
+        gust = draw(now, DRAW_DRIFT, 0)
         if happens(gust, rules.drift_chance):
             push = 1 + 2 * int(gust & wp.uint32(1))
-    ego = drive(maps, rules, state, i, int(action[i]), push)
+    ego = drive(maps, rules, state, i, action, push)
     state.pose[i] = ego.cell * 4 + ego.heading
     state.speed[i] = ego.speed
     terminal = ego.arrived + ego.collided > 0
     if not terminal:
-        move_cars(maps, rules, state, i, ego.cell)
-        move_walkers(maps, rules, state, i, ego.cell)
+        move_cars(maps, rules, state, i, ego.cell, now)
+        move_walkers(maps, rules, state, i, ego.cell, now)
         if rules.event_chance > 0:
-            move_event(maps, rules, state, i, ego.cell, ego.heading)
+            move_event(maps, rules, state, i, ego.cell, ego.heading, now)
 
     state.tally[i, TIME] = time + 1
     state.tally[i, PATH] += ego.path
@@ -541,3 +557,21 @@ def step(
     outcome.reward[i] = reward
     outcome.terminal[i] = terminal
     outcome.episode_end[i] = terminal or time + 1 >= rules.time_limit
+
+
+@wp.kernel
+def step(
+    first: int,
+    last: int,
+    lanes: int,
+    maps: Maps,
+    rules: Rules,
+    state: State,
+    action: wp.array(dtype=wp.int64),
+    outcome: Outcome,
+) -> None:
+    """One step of every environment, without the reset."""
+    i = first + wp.tid()
+    while i < last:
+        advance(maps, rules, state, i, int(action[i]), outcome)
+        i += lanes

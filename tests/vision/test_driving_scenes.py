@@ -51,7 +51,7 @@ def test_the_semantic_window_of_the_same_moment_agrees() -> None:
     batch, rng = DrivingBatch(config, 64), np.random.default_rng(0)
     batch.reset(np.arange(64, dtype=np.uint32), np.zeros(64, np.int32))
     look, met = Labels(batch), set()
-    rows, columns = window_shape(config)
+    rows, columns = window_shape(config.view_range)
     for _ in range(12):
         batch.action_tensor.copy_(torch.from_numpy(rng.integers(5, size=64)))
         batch.step_and_reset()
