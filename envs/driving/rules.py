@@ -393,9 +393,7 @@ def begin_event(maps: Maps, state: State, i: int, ego_cell: int, heading: int, n
 
 
 @wp.func
-def move_event(
-    maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int, now: wp.uint32
-) -> None:
+def move_event(maps: Maps, rules: Rules, state: State, i: int, ego_cell: int, ego_heading: int, now: wp.uint32) -> None:
     """A child runs across the road to the ego's left; cars and closures stay for their time."""
     time = state.tally[i, TIME]
     kind = state.event[i, 0]

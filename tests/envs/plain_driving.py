@@ -236,3 +236,98 @@ class PlainDriving:
         kind = 1 + below(draw(self.key, time, EVENT_KIND), 3)
         lasts = 10 + below(draw(self.key, time, EVENT_END), 20) + (20 if kind == 2 else 0)
         self.event = (kind, at, self.heading, time + lasts)
+
+    # What the ego perceives.
+
+    def relative(self, ahead, right):
+        """The position so many cells ahead of the ego and to its right."""
+        (dr, dc), (er, ec) = STEPS[self.heading], STEPS[(self.heading + 1) % 4]
+        return self.at[0] + ahead * dr + right * er, self.at[1] + ahead * dc + right * ec
+
+    def advice(self):
+        """Next manoeuvre (0 none, 1 straight on, 2 left, 3 right) and the cells before it."""
+        if self.config.guidance == "none" or (self.config.guidance == "signs" and not self.city.sign[self.at]):
+            return 0, 0
+        task = self.city_index * self.tables.goal.shape[1] + self.goal_index
+        route = int(self.tables.route[task, self.pose()]) >> 16
+        return route & 3, route >> 2
+
+    def is_green(self, there):
+        return not self.red((-1, -1), there, self.heading)
+
+    def window(self):
+        """Rows of codes, see `envs.driving.senses.NUM_CODES`."""
+        half = (self.config.view_range + 2) // 2
+        seen = {self.goal: 11}
+        move, cells = self.advice()
+        if move:
+            seen[self.relative(cells, 0)] = 16 + move
+        seen |= {at: 12 + (heading - self.heading) % 4 for at, heading in filter(None, self.cars)}
+        seen |= {self.walker_at(w): 16 for w in self.walkers}
+        if self.event:
+            kind, at, heading, _ = self.event
+            seen[at] = {1: 12 + (heading - self.heading) % 4, 2: 1, 3: 16}[kind]
+        seen[self.at] = 20 + 4 * self.speed + move
+        return [
+            [
+                self.code(at) if at not in seen else seen[at]
+                for at in (self.relative(a, r) for r in range(-half, half + 1))
+            ]
+            for a in range(self.config.view_range, -3, -1)
+        ]
+
+    def code(self, at):
+        kind = self.kind(at)
+        if kind in (BUILDING, PARK):
+            return 0
+        if kind == ROADWORKS:
+            return 1
+        if self.signal(at):
+            return 10 if self.is_green(at) else 9
+        if kind == CROSSWALK:
+            return 8
+        sides = [side for side in range(4) if self.permits(at, self.heading + side & 3)]
+        return 2 if not sides else 3 + sides[0] if len(sides) == 1 else 7
+
+    def features(self):
+        """The numbers of `envs.driving.senses.NUM_FEATURES`."""
+        view_range = self.config.view_range
+        move, cells = self.advice()
+        size, goal = max(self.city.kind.shape), (self.goal[0] - self.at[0], self.goal[1] - self.at[1])
+        offset = [
+            sum(g * s for g, s in zip(goal, STEPS[way % 4], strict=True))
+            for way in range(self.heading, self.heading + 2)
+        ]
+        light, near = None, 0.0
+        for distance in range(1, view_range + 1) if not self.signal(self.at) else ():
+            there = self.relative(distance, 0)
+            if self.signal(there):
+                light, near = self.is_green(there), 1 - (distance - 1) / view_range
+            if light is not None or not self.drivable(there):
+                break
+        known = self.config.guidance == "route"
+        numbers = [float(self.speed == v) for v in range(3)] + [float(self.heading == h) for h in range(4)]
+        numbers += [float(self.permits(self.at, self.heading + side & 3)) for side in range(4)]
+        numbers += [float(move == m) for m in (1, 2, 3)] + [1 / (1 + cells) if move else 0.0]
+        numbers += [min(self.route_length(self.pose()), 100) / 100 if known else 0.0]
+        numbers += [part / size if known else 0.0 for part in offset]
+        numbers += [float(light is False), float(light is True), near, float(self.kind(self.at) == JUNCTION)]
+        for ray in range(16):
+            numbers += self.ray(2 * np.pi * ray / 16)
+        return numbers
+
+    def ray(self, angle):
+        """Distance / view_range, and whether it ends at something fixed, a vehicle, a person."""
+        cars = {car[0] for car in self.cars if car}
+        people = {self.walker_at(w) for w in self.walkers if self.on_road(w)}
+        kind, at = (self.event[0], self.event[1]) if self.event else (0, None)
+        for distance in range(1, self.config.view_range + 1):
+            there = self.relative(round(np.cos(angle) * distance), round(np.sin(angle) * distance))
+            met = [
+                not self.drivable(there) or (there == at and kind == 2),
+                there in cars or (there == at and kind == 1),
+                there in people or (there == at and kind == 3),
+            ]
+            if any(met):
+                return [distance / self.config.view_range, *map(float, met)]
+        return [1.0, 0.0, 0.0, 0.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.driving.batch import DrivingBatch
+from envs.driving.batch import DrivingBatch, window_shape
 from envs.driving.config import make_config
 from envs.driving.rules import TALLIES
 from tests.envs.plain_driving import PlainDriving
@@ -41,6 +41,14 @@ def compare(batch, models, i):
     assert {tables.position(int(cell)) for cell in np.flatnonzero(bits)} == model.taken()
 
 
+def compare_senses(batch, models):
+    """Asserts that what the environments perceive is what their models say."""
+    size = window_shape(batch.config.view_range)
+    for i, model in enumerate(models):
+        np.testing.assert_array_equal(batch.obs["map"][i].numpy().reshape(size), model.window())
+        np.testing.assert_allclose(batch.obs["radar"][i].numpy(), model.features(), atol=1e-6)
+
+
 def play(env_id, parameters, num_envs, episodes, seed):
     """Plays until so many episodes have ended, comparing after every step; returns how they ended."""
     config = make_config(env_id, parameters)
@@ -72,6 +80,36 @@ def play(env_id, parameters, num_envs, episodes, seed):
 def test_random_episodes_equal_the_plain_model_in_every_field(env_id, parameters):
     endings = play(env_id, parameters, num_envs=4, episodes=40, seed=0)
     assert "collision" in endings
+
+
+@pytest.mark.parametrize(
+    ("env_id", "parameters", "changes"),
+    [
+        (*SETTINGS[0], {"view_range": 1}),
+        (*SETTINGS[1], {"view_range": 6}),
+        (*SETTINGS[2], {"view_range": 13, "guidance": "none"}),
+        (*SETTINGS[3], {"view_range": 2}),
+        (*SETTINGS[4], {"view_range": 16, "lights": False}),
+        ("Driving/Route-v0", {"city": "memory"}, {"view_range": 3, "guidance": "signs"}),
+    ],
+)
+def test_window_and_features_show_what_the_plain_model_sees(env_id, parameters, changes):
+    num_envs, rng = 12, np.random.default_rng(0)
+    config = make_config(env_id, parameters | changes | {"obs": "fusion"})
+    batch = DrivingBatch(config, num_envs)
+    seeds = rng.integers(2**31, size=num_envs).astype(np.uint32)
+    batch.reset(seeds, np.zeros(num_envs, np.int32))
+    models, number = [PlainDriving(config, batch.tables, int(s)) for s in seeds], [0] * num_envs
+    for _ in range(60):
+        compare_senses(batch, models)
+        action = rng.choice(CAREFUL, num_envs)
+        batch.action.numpy()[:] = action
+        batch.step_and_reset()
+        for i, model in enumerate(models):
+            model.step(int(action[i]))
+            if batch.episode_end[i]:
+                number[i] += 1
+                models[i] = PlainDriving(config, batch.tables, int(seeds[i]), number[i])
 
 
 @pytest.mark.slow

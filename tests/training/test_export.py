@@ -174,7 +174,7 @@ def test_a_file_that_says_something_else_is_removed(wrong: float, tmp_path: Path
     assert not path.exists()
 
 
-def test_eight_bits_are_a_quarter_of_the_bytes_and_nearly_the_same(tmp_path: Path) -> None:
+def test_eight_bits_are_a_third_of_the_bytes_and_nearly_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = make_backbone("nips_cnn", Box(0, 255, (4, 84, 84), np.uint8), [])
     net = nn.Sequential(backbone, QHead(backbone.out_dim, 6))
@@ -182,12 +182,12 @@ def test_eight_bits_are_a_quarter_of_the_bytes_and_nearly_the_same(tmp_path: Pat
     export.write_onnx(net, images, ["q_values"], tmp_path / "net.onnx")
     export.quantise(tmp_path / "net.onnx", tmp_path / "small.onnx")
     sizes = [(tmp_path / name).stat().st_size for name in ("small.onnx", "net.onnx")]
-    assert sizes[0] < 0.3 * sizes[1]
+    assert sizes[0] < sizes[1] / 3
     whole, small = (
         onnxruntime.InferenceSession(tmp_path / name).run(None, images)[0] for name in ("net.onnx", "small.onnx")
     )
     assert not np.array_equal(whole, small)
-    assert np.abs(whole - small).max() < 0.1 * np.abs(whole).max()
+    assert np.abs(whole - small).max() < 0.03 * np.abs(whole).max()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "small.onnx"]
 
 
@@ -208,9 +208,8 @@ def test_eight_bits_leave_every_last_layer_in_float32(hidden_layers: int, tmp_pa
     export.write_onnx(TwoHeads(), example, ["policy", "value"], tmp_path / "net.onnx")
     export.quantise(tmp_path / "net.onnx", tmp_path / "small.onnx")
     graph = onnx.load(tmp_path / "small.onnx").graph
-    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == hidden_layers
-    weights = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
-    assert sum(kind == onnx.TensorProto.FLOAT for kind in weights.values()) == 2
+    assert sum(node.op_type == "MatMulNBits" for node in graph.node) == hidden_layers
+    assert sum(node.op_type == "MatMul" for node in graph.node) == 2
 
 
 def test_the_command_writes_a_policy_that_plays_without_torch(
