@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MALLOPT = {"M_MMAP_THRESHOLD": (-3, 1 << 30), "M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 1 << 26)}
 """glibc's malloc parameters (malloc.h): number and value in bytes."""
+SPIN_COUNT = "30000"
+"""For how long torch's threads wait awake for their next work. Unless told otherwise they do so for milliseconds, on
+processors that the environments' threads need: emulators then took a third longer."""
 
 
 def prepare(torch_threads: int) -> None:
@@ -29,6 +32,7 @@ def prepare(torch_threads: int) -> None:
     """
     threads = torch_threads or len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     # Large tensors come and go at every gradient step. Unless told otherwise, glibc returns each to the kernel and
     # takes the page faults of getting it back.
     if sys.platform == "linux":
