@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.speed import measure
+from benchmarks.speed import ours
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         size = [f"agent.num_workers={arguments.measure}", f"num_envs={8 * arguments.measure}"]
-        print(json.dumps(measure(["experiment=pong_a3c", *size], arguments.seconds)))
+        print(json.dumps(ours(["experiment=pong_a3c", *size])(arguments.seconds)))
         return
 
     from benchmarks.record import write_result

@@ -1,7 +1,7 @@
 """Training speed on Pong beside Stable-Baselines3, in one run, as ratios.
 
     python -m benchmarks.speed                   # about six minutes on two cores
-    python -m benchmarks.speed --seconds 10      # a quick look
+    python -m benchmarks.speed --rounds 2        # a quick look
     python -m benchmarks.speed --group actor_critic
 
 Equal work, DQN: the Nature network on 84x84x4, 8 replayed samples per environment step, one-step targets without double
@@ -12,8 +12,9 @@ Stable-Baselines3 stands twice beside PPO and A2C: under our command line, where
 of memory, so that the ratio speaks of the learners alone; and `alone`, as its users run it, with its own Atari wrappers
 one after the other in a DummyVecEnv.
 
-Each contender trains in a process of its own; contenders take turns (A B B A ...), so that a machine that drifts drifts
-for all. A window starts after learning has, and counts whole rollouts, learning included. Processor seconds count the
+Each contender trains in a process of its own, and all stay alive: they take turns (A B B A ...) in windows of a few
+seconds, while the others sleep, so that a machine that drifts drifts for all. A ratio is that of one round's windows.
+The first window starts after learning has; each counts whole rollouts, learning included. Processor seconds count the
 time that the process really had, all its threads together: other programs beside it change them little.
 """
 
@@ -56,8 +57,12 @@ GROUPS = {
 }
 
 
-def measure(overrides: list[str], seconds: float) -> dict[str, float]:
-    """Trains on Pong in this process until `seconds` of steady learning have passed."""
+Window = Callable[[float], dict[str, float]]
+"""Trains for so many seconds more, and says how fast."""
+
+
+def ours(overrides: list[str]) -> Window:
+    """Begins to train on Pong in this process, until learning is steady."""
     from envs import settings as env_settings
     from training.config import TrainConfig, compose_config, typed
     from training.process import prepare
@@ -89,13 +94,11 @@ def measure(overrides: list[str], seconds: float) -> dict[str, float]:
     rollout_steps = plain["agent"].get("rollout_steps") or plain["agent"].get("kwargs", {}).get("n_steps", 1)
     at_once = max(256, config.num_envs * rollout_steps)  # whole rollouts, each with its update
     at_once = max(at_once, getattr(advance, "stride_env_steps", 0))
-    figures = timed(lambda: advance(at_once).env_steps, seconds)
-    env.close()
-    return figures
+    return lambda seconds: timed(lambda: advance(at_once).env_steps, seconds)
 
 
-def measure_alone(overrides: list[str], seconds: float) -> dict[str, float]:
-    """Trains Stable-Baselines3 on Pong with nothing of ours but the arguments in its configuration file."""
+def alone(overrides: list[str]) -> Window:
+    """As `ours`, Stable-Baselines3 with nothing of ours but the arguments in its configuration file."""
     import ale_py
     import gymnasium
     from stable_baselines3 import A2C, PPO
@@ -122,9 +125,7 @@ def measure_alone(overrides: list[str], seconds: float) -> dict[str, float]:
 
     learn()
     learn()
-    figures = timed(learn, seconds)
-    env.close()
-    return figures
+    return lambda seconds: timed(learn, seconds)
 
 
 def timed(advance: Callable[[], int], seconds: float) -> dict[str, float]:
@@ -141,58 +142,89 @@ def timed(advance: Callable[[], int], seconds: float) -> dict[str, float]:
     }
 
 
-def quotients(speeds: dict[str, list[float]], ours: str, peer: str) -> list[float]:
+def quotients(speeds: dict[str, list[float]], own: str, peer: str) -> list[float]:
     """Our speed over Stable-Baselines3's, round by round; `peer` is what its name ends in."""
-    theirs = speeds[f"sb3_{ours.partition(',')[0]}{peer}"]
-    return [a / b for a, b in zip(speeds[ours], theirs, strict=True)]
+    theirs = speeds[f"sb3_{own.partition(',')[0]}{peer}"]
+    return [a / b for a, b in zip(speeds[own], theirs, strict=True)]
+
+
+class Contender:
+    """A process that trains when it is told to."""
+
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.speed", "--contender", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def window(self, seconds: float) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(seconds, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"a contender ended with exit code {self._process.wait()}")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def contend(name: str) -> None:
+    """Trains as standard input says, until it ends: a line is the seconds of a window."""
+    window = (alone if name.endswith(" alone") else ours)(CONTENDERS[name])
+    for line in sys.stdin:
+        print(json.dumps(window(float(line))), flush=True)
+
+
+UNITS = ("env_steps_per_s", "env_steps_per_processor_s")
+
+
+def take_turns(names: list[str], rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Windows of every contender, round by round: unit -> contender -> speeds."""
+    speeds: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in names} for unit in UNITS}
+    contenders = dict[str, Contender]()
+    for name in names:
+        contenders[name] = Contender(name)
+        contenders[name].window(0.1)  # nobody else warms up or trains meanwhile
+    for k in range(rounds):
+        for name in names[:: 1 if k % 2 == 0 else -1]:
+            figures = contenders[name].window(seconds)
+            for unit in UNITS:
+                speeds[unit][name].append(figures[unit])
+            print(
+                f"round {k + 1}  {name:14s} {figures[UNITS[0]]:8.1f} environment steps/s, "
+                f"{figures[UNITS[1]]:8.1f} per second of processor",
+                flush=True,
+            )
+    for contender in contenders.values():
+        contender.close()
+    return speeds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
-    parser.add_argument("--rounds", type=int, default=3, help="windows per contender")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a window")
+    parser.add_argument("--rounds", type=int, default=8, help="windows per contender")
     parser.add_argument("--group", choices=GROUPS, default="dqn")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        how = measure_alone if arguments.contender.endswith(" alone") else measure
-        print(json.dumps(how(CONTENDERS[arguments.contender], arguments.seconds)))
+        contend(arguments.contender)
         return
 
     from benchmarks.record import write_result
 
-    contenders = GROUPS[arguments.group]
-    units = ("env_steps_per_s", "env_steps_per_processor_s")
-    speeds: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in contenders} for unit in units}
-    for k in range(arguments.rounds):
-        for name in contenders[:: 1 if k % 2 == 0 else -1]:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.speed",
-                "--contender",
-                name,
-                "--seconds",
-                str(arguments.seconds),
-            ]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True)
-            figures = json.loads(answer.stdout.splitlines()[-1])
-            for unit in units:
-                speeds[unit][name].append(figures[unit])
-            print(
-                f"round {k + 1}  {name:14s} {figures[units[0]]:8.1f} environment steps/s, "
-                f"{figures[units[1]]:8.1f} per second of processor",
-                flush=True,
-            )
+    names = GROUPS[arguments.group]
+    speeds = take_turns(names, arguments.rounds, arguments.seconds)
     dqn = arguments.group == "dqn"
-    ours = [name for name in contenders if not name.startswith("sb3_")]
+    own = [name for name in names if not name.startswith("sb3_")]
     kinds = {"ratio_to_sb3_dqn" if dqn else "ratio_to_sb3": ""} | ({} if dqn else {"ratio_to_sb3_alone": " alone"})
     ratios = {
-        kind + suffix: {name: quotients(speeds[unit], name, peer) for name in ours}
+        kind + suffix: {name: quotients(speeds[unit], name, peer) for name in own}
         for kind, peer in kinds.items()
-        for unit, suffix in zip(units, ("", "_per_processor_s"), strict=True)
+        for unit, suffix in zip(UNITS, ("", "_per_processor_s"), strict=True)
     }
-    for unit in units:
+    for unit in UNITS:
         print(f"\n{unit}, median of the rounds (learning included)")
         for name, values in speeds[unit].items():
             print(f"  {name:14s} {statistics.median(values):8.1f}   [{min(values):.1f}, {max(values):.1f}]")

@@ -129,12 +129,12 @@ def quantise(path: Path, target: Path) -> None:
 def quiet_logging() -> Iterator[None]:
     """Nothing below errors is logged; handlers that an import gives the root logger are taken away again."""
     logger = logging.getLogger()
-    level, handlers = logger.level, list(logger.handlers)
+    level, handlers, disabled = logger.level, list(logger.handlers), logger.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
         logger.setLevel(level)
         logger.handlers[:] = handlers
 

@@ -109,8 +109,11 @@ class DrivingEnv(gym.Env[Any, Any], EzPickle):
         self.batch = DrivingBatch(make_config(env_id, parameters), 1)
         self.observation_space = self.batch.space
         self.action_space = Discrete(len(ACTIONS))
-        self._obs = {name: tensor.numpy() for name, tensor in self.batch.next_obs.items()}
+        self._first_obs, self._obs = (
+            {name: tensor.numpy() for name, tensor in parts.items()} for parts in (self.batch.obs, self.batch.next_obs)
+        )
         self._action, self._tally = self.batch.action.numpy(), self.batch.state.tally.numpy()
+        self._seed, self._episode = self.batch.state.seed.numpy(), self.batch.state.episode.numpy()
         self._reward, self._end = self.batch.outcome.reward.numpy(), self.batch.outcome.episode_end.numpy()
         self._terminal = self.batch.outcome.terminal.numpy()
         self._painter: Painter | None = None
@@ -120,12 +123,11 @@ class DrivingEnv(gym.Env[Any, Any], EzPickle):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         key = seed if seed is not None else int(self.np_random.integers(2**31))
-        self.batch.reset(np.array([key % 2**32], np.uint32), np.zeros(1, np.int32))
-        for name, tensor in self.batch.obs.items():
-            self._obs[name][...] = tensor.numpy()
+        self._seed[0], self._episode[0] = key % 2**32, 0
+        self.batch.reset()
         if self._painter is not None:
             self._painter.begin()
-        return self._observation(), self._info()
+        return _row(self._first_obs), self._info()
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if not 0 <= action < len(ACTIONS):
@@ -134,7 +136,7 @@ class DrivingEnv(gym.Env[Any, Any], EzPickle):
         self.batch.step()
         terminated = bool(self._terminal[0])
         return (
-            self._observation(),
+            _row(self._obs),
             float(self._reward[0]),
             terminated,
             bool(self._end[0]) and not terminated,
@@ -150,16 +152,18 @@ class DrivingEnv(gym.Env[Any, Any], EzPickle):
             return self._painter.frame()
         return None
 
-    def _observation(self) -> Any:
-        if len(self._obs) > 1:
-            return {name: array[0].copy() for name, array in self._obs.items()}
-        (array,) = self._obs.values()
-        return array[0].copy() if array.ndim > 1 else int(array[0])
-
     def _info(self) -> dict[str, Any]:
         info = dict(zip(TALLIES, self._tally[0].tolist(), strict=True))
         info["spl"] = info["success"] * info["shortest_length"] / max(info["path_length"], info["shortest_length"], 1)
         return info
+
+
+def _row(parts: dict[str, NDArray[Any]]) -> Any:
+    """The observation of a batch of one, copied; a number if it is one."""
+    if len(parts) > 1:
+        return {name: array[0].copy() for name, array in parts.items()}
+    (array,) = parts.values()
+    return array[0].copy() if array.ndim > 1 else int(array[0])
 
 
 class DrivingVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
