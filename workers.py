@@ -46,6 +46,9 @@ class Crew:
             arguments: of `build`, one tuple for each worker; they travel as messages do.
             timeout_s: seconds after which a call that has no answer counts as hung.
             role: what error lines call a worker.
+
+        Raises:
+            Fault: if a worker cannot read its arguments. That it cannot build what it is to be, `answers` says.
         """
         context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
@@ -67,6 +70,8 @@ class Crew:
             self._pipes.append(ours)
             self._processes.append(process)
             self._send(index, (build, own))
+        for index in range(len(arguments)):
+            self._await_arrival(index)
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -121,6 +126,22 @@ class Crew:
         with contextlib.suppress(OSError):  # it has ended; `answers` says how
             self._pipes[index].send(message)
 
+    def _await_arrival(self, index: int) -> None:
+        """Waits until a worker has its arguments. Tensors in shared memory are fetched from a thread of this process,
+        which prints a traceback if the worker is ended meanwhile."""
+        pipe = self._pipes[index]
+        try:
+            while pipe.poll(self._timeout_s):
+                kind, content = pipe.recv()
+                if kind == "arrived":
+                    return
+                self._understand(index, kind, content)
+        except (EOFError, OSError):
+            pass  # `answers` says how it ended
+        except Fault:
+            self.close()
+            raise
+
     def _receive_some(self) -> None:
         """Waits for messages and takes one from each pipe that has any."""
         busy = {self._pipes[i]: i for i, sent in enumerate(self._waiting) if sent}
@@ -137,6 +158,9 @@ class Crew:
             kind, content = self._pipes[index].recv()
         except (EOFError, OSError):
             raise self._lost(index, self._how_it_ended(index)) from None
+        self._understand(index, kind, content)
+
+    def _understand(self, index: int, kind: str, content: Any) -> None:
         if kind == "answer":
             self._answers.append((index, content))
             self._waiting[index].pop(0)
@@ -193,6 +217,7 @@ def _work(pipe: Connection) -> None:
     warnings.simplefilter("ignore")  # the parent builds the same environments, and has warned
     try:
         build, arguments = pipe.recv()
+        voice.send("arrived", None)
         worker = build(*arguments)
         while True:
             method, own = pipe.recv()

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from faults import NonFiniteError
 
@@ -27,7 +28,7 @@ def break_down(kind: str) -> None:
 class Counter:
     """A worker with something to count, and the ways to break."""
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, extra: object = None) -> None:
         self._count = start
 
     def add(self, number: int) -> int:
@@ -39,3 +40,24 @@ class Counter:
 
     def say(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
+
+
+class SlowToRead:
+    """An argument that takes a while to arrive, and leaves a file when it has."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        time.sleep(0.3)
+        state["_path"].touch()
+
+
+class Unreadable:
+    """An argument that does not arrive."""
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"something": 1}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        raise ValueError("this cannot be read")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from faults import EnvError, NonFiniteError
-from tests.breaking import Counter
+from tests.breaking import Counter, SlowToRead, Unreadable
 from workers import Crew
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,17 @@ def test_each_worker_has_a_state_of_its_own_and_answers_in_order() -> None:
     assert [value for index, value in answers if index == 0] == [1, 3, 6]
     assert [value for index, value in answers if index == 1] == [105]
     assert crew.ask_all("add", [(10,), (20,)]) == [16, 125]
+
+
+def test_every_worker_has_its_arguments_before_anything_can_end_it(tmp_path: Path) -> None:
+    crew = Crew(Counter, [(0, SlowToRead(tmp_path / f"{k}")) for k in range(2)], timeout_s=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    crew.close()
+
+
+def test_arguments_that_cannot_be_read_are_one_line() -> None:
+    with pytest.raises(EnvError, match="worker 1 of 2 broke: ValueError: this cannot be read"):
+        Crew(Counter, [(0, Unreadable()), (0,)], timeout_s=60)
 
 
 @pytest.mark.parametrize(

@@ -39,17 +39,35 @@ def q_of(agent: DQN, *obs: float) -> np.ndarray:
         return agent.q_net(torch.tensor(obs)[:, None]).numpy()
 
 
-@pytest.mark.parametrize("n_step", [1, 3])
-@pytest.mark.parametrize("double", [False, True])
+KNOWN = [
+    ("value of a constant", [0.0], [[1.0]]),
+    ("value of the observation", [1.0, -1.0], [[1.0], [-1.0]]),
+    ("discount", [0.0, 1.0], [[0.9], [1.0]]),
+    ("best of two actions", [0.0], [[1.0, -1.0]]),
+    ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]]),
+    ("time limit", [0.0], [[10.0]]),
+]
+"""Probe, observations, their values."""
+ALWAYS = {
+    "discount": [(1, False), (3, True)],
+    "action for the observation": [(1, True), (3, False)],
+    "time limit": [(1, True), (3, False)],
+}
+"""(n_step, double) that are tried every time."""
+
+
 @pytest.mark.parametrize(
-    ("probe", "obs", "expected"),
+    ("probe", "obs", "expected", "n_step", "double"),
     [
-        ("value of a constant", [0.0], [[1.0]]),
-        ("value of the observation", [1.0, -1.0], [[1.0], [-1.0]]),
-        ("discount", [0.0, 1.0], [[0.9], [1.0]]),
-        ("best of two actions", [0.0], [[1.0, -1.0]]),
-        ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]]),
-        ("time limit", [0.0], [[10.0]]),
+        pytest.param(
+            *known,
+            n_step,
+            double,
+            marks=() if (n_step, double) in ALWAYS.get(known[0], [(3, True)]) else pytest.mark.slow,
+        )
+        for known in KNOWN
+        for n_step in (1, 3)
+        for double in (False, True)
     ],
 )
 def test_learns_the_values_of_a_probe(

@@ -79,7 +79,10 @@ ACTION = ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]])
 
 @pytest.mark.parametrize(
     ("part", "probe", "obs", "expected"),
-    [*((part, *ACTION) for part in PARTS), *((part, *DISCOUNT) for part in ("c51", "qr"))],
+    [
+        *((part, *ACTION) for part in PARTS),
+        *(pytest.param(part, *DISCOUNT, marks=pytest.mark.slow) for part in ("c51", "qr")),
+    ],
 )
 def test_learns_the_values_of_a_probe(part: str, probe: str, obs: list[float], expected: list[list[float]]) -> None:
     env = host(PROBES[probe], 4)
