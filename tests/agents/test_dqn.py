@@ -51,7 +51,7 @@ KNOWN = [
 ALWAYS = {
     "discount": [(1, False), (3, True)],
     "action for the observation": [(1, True), (3, False)],
-    "time limit": [(1, True), (3, False)],
+    "time limit": [(3, False)],
 }
 """(n_step, double) that are tried every time."""
 

@@ -121,7 +121,7 @@ def answers_right(core: str, delay: int = 5, env_steps: int = 10_000) -> float:
     return sum(r > 0 for r in returns) / len(returns)
 
 
-@pytest.mark.parametrize("core", ["lstm", "gru"])
+@pytest.mark.parametrize("core", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_a_recurrent_policy_remembers_a_cue(core: str) -> None:
     assert answers_right(core) == 1.0
 
