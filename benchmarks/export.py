@@ -1,6 +1,6 @@
 """The shipped policies as ONNX files: how far from torch, what eight bits cost, how long an action takes.
 
-    python -m benchmarks.export                # 60 games of Pong and 100 of CartPole each way: twenty minutes on a core
+    python -m benchmarks.export                # 60 games of Pong and 100 of CartPole each way: six minutes on a core
     python -m benchmarks.export --most 4       # a first look
 
 For each policy `evaluate.py export=onnx_int8` records 10,000 observations, compares torch with the file on them, and

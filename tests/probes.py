@@ -72,6 +72,15 @@ PROBES: dict[str, Callable[[], Probe]] = {
     ),
     "time limit": lambda: Probe(lambda r: 0, lambda t, o, a, r: (0, 1, False, t == 7)),
 }
+KNOWN: list[tuple[str, list[float], list[list[float]]]] = [
+    ("value of a constant", [0.0], [[1.0]]),
+    ("value of the observation", [1.0, -1.0], [[1.0], [-1.0]]),
+    ("discount", [0.0, 1.0], [[0.9], [1.0]]),
+    ("best of two actions", [0.0], [[1.0, -1.0]]),
+    ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]]),
+    ("time limit", [0.0], [[10.0]]),
+]
+"""Probe, observations, the best possible values of their actions under gamma 0.9."""
 
 
 def host(make: Callable[[], gym.Env[Any, Any]], num_envs: int, seed: int = 0) -> HostVecEnv:

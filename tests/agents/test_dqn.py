@@ -18,7 +18,7 @@ from torch import nn
 from agents.dqn import DQN, Settings, make_agent, td_loss
 from contract import Batch, EnvSpec, Mode, Streams, Task, Transition
 from faults import ConfigError, NonFiniteError
-from tests.probes import PROBES, host, task, train
+from tests.probes import KNOWN, PROBES, host, task, train
 
 FAST = Settings(
     gamma=0.9,
@@ -39,15 +39,6 @@ def q_of(agent: DQN, *obs: float) -> np.ndarray:
         return agent.q_net(torch.tensor(obs)[:, None]).numpy()
 
 
-KNOWN = [
-    ("value of a constant", [0.0], [[1.0]]),
-    ("value of the observation", [1.0, -1.0], [[1.0], [-1.0]]),
-    ("discount", [0.0, 1.0], [[0.9], [1.0]]),
-    ("best of two actions", [0.0], [[1.0, -1.0]]),
-    ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]]),
-    ("time limit", [0.0], [[10.0]]),
-]
-"""Probe, observations, their values."""
 ALWAYS = {
     "discount": [(1, False), (3, True)],
     "action for the observation": [(1, True), (3, False)],

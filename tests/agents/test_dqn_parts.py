@@ -20,7 +20,7 @@ from contract import Batch, EnvSpec, Mode, Streams, Task, Transition
 from envs import settings as env_settings
 from faults import ConfigError
 from networks.heads import CategoricalHead, QuantileHead
-from tests.probes import PROBES, host, task, train
+from tests.probes import KNOWN, PROBES, host, task, train
 from training.config import CONFIG_DIR, compose_config
 
 FAST = Settings(
@@ -73,8 +73,7 @@ def feed(agent: DQN, rows: int) -> None:
 # ---------------------------------------------------------------- known answers
 
 
-DISCOUNT = ("discount", [0.0, 1.0], [[0.9], [1.0]])
-ACTION = ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]])
+DISCOUNT, ACTION = (row for row in KNOWN if row[0] in ("discount", "action for the observation"))
 
 
 @pytest.mark.parametrize(

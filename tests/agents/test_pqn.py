@@ -17,7 +17,7 @@ from envs.make import make_env
 from envs.settings import GymnasiumSettings
 from faults import ConfigError, NonFiniteError
 from memory.rollout import Rollout
-from tests.probes import PROBES, host, task, train
+from tests.probes import KNOWN, PROBES, host, task, train
 from training.evaluation import evaluate
 from training.loop import Interaction
 from training.on_device import RolloutInteraction
@@ -79,17 +79,7 @@ def test_targets_by_hand() -> None:
     torch.testing.assert_close(q_lambda_targets(rollout, q_net, 0.5, 0.25), torch.tensor(expected))
 
 
-@pytest.mark.parametrize(
-    ("probe", "obs", "expected"),
-    [
-        ("value of a constant", [0.0], [[1.0]]),
-        ("value of the observation", [1.0, -1.0], [[1.0], [-1.0]]),
-        ("discount", [0.0, 1.0], [[0.9], [1.0]]),
-        ("best of two actions", [0.0], [[1.0, -1.0]]),
-        ("action for the observation", [1.0, -1.0], [[-1.0, 1.0], [1.0, -1.0]]),
-        ("time limit", [0.0], [[10.0]]),
-    ],
-)
+@pytest.mark.parametrize(("probe", "obs", "expected"), KNOWN)
 def test_learns_the_values_of_a_probe(probe: str, obs: list[float], expected: list[list[float]]) -> None:
     env = host(PROBES[probe], 16)
     agent = make_agent(replace(FAST, learning_rate=1e-2, learning_rate_end=0.0, minibatch_size=128), task(env, 8_000))
