@@ -111,7 +111,7 @@ class Episode(NamedTuple):
     extras: Mapping[str, float] = {}
     """Further numbers that the environment reports about the episode."""
     seed: int | None = None
-    """The seed that this episode was reset with."""
+    """The seed that this episode was reset with, None if it went on from the random state of the one before."""
     cut: bool = False
     """True if a step cap of the evaluation ended it, not the environment."""
 
@@ -166,7 +166,7 @@ class VecEnv(Protocol):
         ...
 
     def seed_of(self, env_index: int) -> int:
-        """The seed that the running episode of one environment was reset with."""
+        """The seed of the running episode of one environment, or of the last one before it that had its own."""
         ...
 
     def close(self) -> None:

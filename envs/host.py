@@ -9,7 +9,8 @@ it, the observation to act on next:
     SAME_STEP  the true last observation is taken from `info["final_obs"]`, for rows that ended and for no other
 
 Episodes are seeded one by one, so that a running episode is known by its seed and its actions: that is what a
-checkpoint stores, and `load_state_dict` replays it.
+checkpoint stores, and `load_state_dict` replays it. Where seeding is slow, an environment is seeded only now and then,
+goes on from the random state that its episode before left, and is replayed from the last seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -50,6 +51,7 @@ class HostVecEnv:
         resets_by_mask: bool,
         life_loss_is_terminal: bool = False,
         success_return: float | None = None,
+        seed_every_env_steps: int = 0,
         discretize: Callable[[Tensor], Tensor] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
@@ -62,6 +64,8 @@ class HostVecEnv:
             resets_by_mask: whether `reset(seed=<array>, options={"reset_mask": ...})` resets single environments.
             life_loss_is_terminal: report a drop of `info["lives"]` as `terminal` (the episode goes on).
             success_return: an episode with at least this return counts as completed.
+            seed_every_env_steps: seed an environment only where an episode begins at least so many of its steps after
+                its last seed; 0 seeds each episode.
             discretize: (N, ...) numbers -> (N, ...) int64, if agents see numbers as bins.
             timeout_s: seconds after which a step counts as hung.
         """
@@ -74,6 +78,7 @@ class HostVecEnv:
         self._episode_seed = episode_seed
         self._life_loss_is_terminal = life_loss_is_terminal
         self._success_return = success_return
+        self._seed_every_env_steps = seed_every_env_steps
         self._convert = _observation_converter(vector_env.single_observation_space)
         self._discretize = discretize
         self._discrete = isinstance(spec.action_space, Discrete)
@@ -88,13 +93,15 @@ class HostVecEnv:
         self._length = np.zeros(n, np.int64)
         self._lives = np.zeros(n, np.int64)
         self._resetting = np.zeros(n, bool)  # NEXT_STEP without masks: the next row is the empty one
-        self._actions: list[np.ndarray] = []  # vector actions since the oldest running episode began
+        self._seeded = np.zeros(n, np.int64)  # episode index at which each environment was seeded last
+        self._began = np.zeros(n, np.int64)  # vector step at which that was
+        self._actions: list[np.ndarray] = []  # vector actions since the oldest of these
         self._dropped = 0  # vector steps no longer in the log
-        self._began = np.zeros(n, np.int64)  # vector step at which each running episode began
 
     def reset(self) -> Tensor:
         n = self.spec.num_envs
         seeds = [self._episode_seed(i, int(self._episode[i])) for i in range(n)]
+        self._seeded = self._episode.copy()
         obs, info = self._call("reset", lambda: self._env.reset(seed=self._seed_argument(seeds)))
         self._obs = self._to_agent(obs)
         self._check_observation(self._obs)
@@ -141,7 +148,7 @@ class HostVecEnv:
         return Step(transition, self._obs, episodes)
 
     def seed_of(self, env_index: int) -> int:
-        return self._episode_seed(env_index, int(self._episode[env_index]))
+        return self._episode_seed(env_index, int(self._seeded[env_index]))
 
     def close(self) -> None:
         self._watchdog.close()
@@ -153,18 +160,19 @@ class HostVecEnv:
     def state_dict(self) -> State:
         return {
             "episode": self._episode.copy(),
+            "seeded": self._seeded.copy(),
             "began": self._began - self._dropped,
             "actions": np.stack(self._actions) if self._actions else np.zeros((0, self.spec.num_envs), np.int64),
             "obs_sha256": _fingerprint(self._obs),
         }
 
     def load_state_dict(self, state: State) -> Tensor:
-        """Replays the running episodes from their seeds.
+        """Replays what has been played since the last seeds.
 
         Environments whose dynamics do not follow from seed and actions cannot be restored: they begin new episodes,
         and standard error says so.
         """
-        self._episode = np.asarray(state["episode"], np.int64).copy()
+        self._episode = np.asarray(state["seeded"], np.int64).copy()
         actions, began = np.asarray(state["actions"]), np.asarray(state["began"], np.int64)
         obs = self.reset()
         if self._resets_by_mask:
@@ -173,12 +181,12 @@ class HostVecEnv:
             sys.stderr.write(
                 f"warning: {self.spec.env_id} cannot be replayed from seeds and actions; new episodes begin here\n"
             )
-            self._episode += 1
+            self._episode = np.asarray(state["episode"], np.int64) + 1
             obs = self.reset()
         return obs
 
     def _replay(self, actions: np.ndarray, began: np.ndarray) -> Tensor:
-        """Steps through the action log; each environment enters its running episode at the step where it began."""
+        """Steps through the action log; each environment begins its seeded episode at the step where it once did."""
         assert self._obs is not None
         for t, act in enumerate(actions):
             raw_obs, reward, terminated, truncated, info = self._call("step", functools.partial(self._env.step, act))
@@ -188,9 +196,10 @@ class HostVecEnv:
             self._actions.append(act)
             enters = began == t + 1
             ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
+            self._episode += ended & (began <= t)
             self._obs = self._to_agent(raw_obs)
             if (enters | ended).any():
-                self._obs = self._reset_by_mask(enters | ended)
+                self._obs = self._reset_by_mask(enters | ended, seeded=enters)
         return self._obs
 
     def _begin_next_episodes(self, after: Tensor, episode_end: np.ndarray) -> Tensor:
@@ -198,7 +207,9 @@ class HostVecEnv:
         if len(ended):
             self._episode[ended] += 1
         if self._resets_by_mask:
-            obs = self._reset_by_mask(episode_end) if len(ended) else after
+            played = self._dropped + len(self._actions) - self._began
+            due = episode_end & (played >= self._seed_every_env_steps)
+            obs = self._reset_by_mask(episode_end, seeded=due) if len(ended) else after
         else:
             obs = after
             self._return[ended], self._length[ended] = 0, 0
@@ -209,20 +220,22 @@ class HostVecEnv:
             self._forget_finished_actions()
         return obs
 
-    def _reset_by_mask(self, mask: np.ndarray) -> Tensor:
-        seeds = [self._episode_seed(int(i), int(self._episode[i])) for i in np.flatnonzero(mask)]
+    def _reset_by_mask(self, mask: np.ndarray, seeded: np.ndarray) -> Tensor:
+        """Begins an episode where `mask` says so, with its own seed where `seeded` does, which implies `mask`."""
+        seeds = [self._episode_seed(int(i), int(self._episode[i])) if seeded[i] else None for i in np.flatnonzero(mask)]
         obs, info = self._call(
             "reset", lambda: self._env.reset(seed=self._seed_argument(seeds, mask), options={"reset_mask": mask})
         )
         converted = self._to_agent(obs)
         self._check_observation(converted)
         self._return[mask], self._length[mask] = 0, 0
-        self._began[mask] = self._dropped + len(self._actions)
+        self._seeded[seeded] = self._episode[seeded]
+        self._began[seeded] = self._dropped + len(self._actions)
         self._lives = np.where(mask, self._lives_of(info), self._lives)
         return converted
 
     def _forget_finished_actions(self) -> None:
-        """Keeps only the actions of running episodes; cuts in blocks, so that appending stays cheap."""
+        """Keeps only the actions that a replay needs; cuts in blocks, so that appending stays cheap."""
         stale = int(self._began.min()) - self._dropped
         if stale > len(self._actions) // 2:
             del self._actions[:stale]
@@ -249,7 +262,7 @@ class HostVecEnv:
                     success = bool(source[key][i])
         if success is None and self._success_return is not None:
             success = bool(self._return[i] >= self._success_return)
-        seed = self._episode_seed(i, int(self._episode[i]))
+        seed = self.seed_of(i) if self._seeded[i] == self._episode[i] else None
         return Episode(i, float(self._return[i]), int(self._length[i]), success, seed=seed)
 
     def _checked_action(self, action: Tensor) -> np.ndarray:
@@ -278,12 +291,15 @@ class HostVecEnv:
         return converted if self._discretize is None else self._discretize(converted)
 
     def _where(self, i: int) -> str:
-        return f"seed {self._episode_seed(i, int(self._episode[i]))}, step {self._length[i]} of its episode"
+        later = self._episode[i] - self._seeded[i]
+        episode = f"episode {later} after it" if later else "its episode"
+        return f"seed {self.seed_of(i)}, step {self._length[i]} of {episode}"
 
-    def _seed_argument(self, seeds: list[int], mask: np.ndarray | None = None) -> Any:
-        """Seeds as the environment wants them: ALE one per environment being reset, Gymnasium one per environment."""
+    def _seed_argument(self, seeds: Sequence[int | None], mask: np.ndarray | None = None) -> Any:
+        """Seeds as the environment wants them: ALE one per environment being reset, with -1 for none; Gymnasium one per
+        environment."""
         if not isinstance(self._env, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv):
-            return np.array(seeds) if self._resets_by_mask else seeds[0]
+            return np.array([-1 if seed is None else seed for seed in seeds]) if self._resets_by_mask else seeds[0]
         if mask is None:
             return seeds
         by_env = dict(zip(np.flatnonzero(mask).tolist(), seeds, strict=True))

@@ -27,6 +27,10 @@ from envs.settings import (
 from envs.tables import tabular_model
 from faults import EnvError
 
+EMULATOR_SEED_ENV_STEPS = 4_000
+"""How long an emulator is trained on before its next game has a seed of its own. To seed it is to load the ROM again,
+which takes 15 times as long as another reset; a resumed run replays what was played since the last seed."""
+
 
 def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str, first: int = 0) -> VecEnv:
     """Builds `num_envs` environments.
@@ -35,7 +39,8 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
         settings: the `env.*` keys.
         num_envs: how many.
         streams: the run's random streams.
-        stream: who asks, e.g. `train` or `eval`: each name has episode seeds of its own.
+        stream: who asks, e.g. `train` or `eval`: each name has episode seeds of its own. Where seeding is slow, only
+            games of `train...` go without it.
         first: which of the stream's environments comes first, if others build the rest.
 
     Raises:
@@ -67,6 +72,7 @@ def make_env(settings: EnvSettings, num_envs: int, streams: Streams, stream: str
             episode_seed,
             resets_by_mask=True,
             life_loss_is_terminal=settings.life_loss_is_terminal,
+            seed_every_env_steps=EMULATOR_SEED_ENV_STEPS if stream.startswith("train") else 0,
             timeout_s=settings.timeout_s,
         )
     vector_env, spec = _make_gymnasium(settings, num_envs)

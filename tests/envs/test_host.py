@@ -1,6 +1,7 @@
 """The adaptor from Gymnasium's vector environments to the contract: exact transitions in every auto-reset mode, exact
 resume, and one line for everything that can go wrong."""
 
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -564,6 +565,23 @@ def test_every_episode_is_reset_with_its_own_seed() -> None:
     env.close()
 
 
+def test_where_seeding_is_slow_episodes_without_a_seed_lie_between() -> None:
+    logs: list[list[int]] = [[], []]
+    makers = [lambda log=log, ends=ends: make_seed_log(log, ends) for log, ends in zip(logs, (2, 5), strict=True)]
+    env = host(*makers, seed=7, seed_every_env_steps=4)
+    _, _, episodes = play(env, [[0, 0]] * 10)
+    seed = functools.partial(Streams(7).seed, "env")
+    assert logs[0] == [seed(0, 0), None, seed(0, 2), None, seed(0, 4), None]
+    assert logs[1] == [seed(1, 0), seed(1, 1), seed(1, 2)]
+    for i, log in enumerate(logs):
+        assert [e.seed for e in episodes if e.env_index == i] == log[:-1]
+    assert env.seed_of(0) == seed(0, 4)
+    env._env.envs[0].unwrapped.reward = lambda action: float("nan")
+    with pytest.raises(NonFiniteError, match=rf"seed {seed(0, 4)}, step 0 of episode 1 after it"):
+        env.step(torch.tensor([0, 0]))
+    env.close()
+
+
 def make_seed_log(log: list[int], ends: int) -> SeedLog:
     env = SeedLog(ends=ends)
     env.log = log
@@ -603,6 +621,7 @@ RESUMABLE: dict[str, Callable[[], HostVecEnv]] = {
     **{name: gymnasium_env(name) for name in ("CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "Taxi-v4")},
     "walk": lambda: host(Walk, Walk, Walk, seed=3),
     "continuous": lambda: host(Push, Push, Push, seed=3),
+    "seeded now and then": lambda: host(Walk, Walk, Walk, seed=3, seed_every_env_steps=20),
 }
 
 
