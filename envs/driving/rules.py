@@ -457,12 +457,16 @@ def begin(maps: Maps, state: State, i: int) -> None:
     while j < state.car.shape[1]:
         state.car[i, j] = -1
         k = int(0)
-        while k < SPAWN_TRIES and state.car[i, j] < 0:
-            spot = maps.spawn[city, below(draw(instant(key, k), DRAW_CAR, j), maps.spawn.shape[1])]
-            if not is_taken(state.taken, i, spot >> 2) and (spot >> 2) != (pose >> 2):
+        moment = now
+        while k < SPAWN_TRIES:
+            spot = maps.spawn[city, below(draw(moment, DRAW_CAR, j), maps.spawn.shape[1])]
+            if is_taken(state.taken, i, spot >> 2) or (spot >> 2) == (pose >> 2):
+                k += 1
+                moment = instant(key, k)
+            else:
                 state.car[i, j] = spot
                 flip(state.taken, i, spot >> 2)
-            k += 1
+                k = SPAWN_TRIES
         j += 1
     j = int(0)
     while j < state.walker.shape[1]:

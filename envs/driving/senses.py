@@ -210,10 +210,11 @@ def sense_features(
         j += 1
     j = int(0)
     while j < state.walker.shape[1]:
-        crossing = wp.max(state.walker[i, j, 0], 0)
+        crossing = state.walker[i, j, 0]
         place = state.walker[i, j, 1]
-        on_road = state.walker[i, j, 0] >= 0 and place >= 0 and place < maps.crossing[city, crossing, 2]
-        difference = wp.where(on_road, along(maps.crossing, city, crossing, place) - cell, senses.reach)
+        which = wp.max(crossing, 0)
+        on_road = wp.min(wp.min(crossing, place), maps.crossing[city, which, 2] - 1 - place) >= 0
+        difference = wp.where(on_road, along(maps.crossing, city, which, place) - cell, senses.reach)
         meet(out, i, senses.beams[heading, within(senses.reach, difference)], 3, senses.view_range)
         j += 1
     if state.event[i, 0] != NO_EVENT:
