@@ -117,6 +117,16 @@ def prefetch_walls(wall: wp.array3d(dtype=wp.uint8), row: int, cell: int) -> Non
     ...
 
 
+@wp.func_native("""
+#ifndef __CUDACC__
+    __builtin_prefetch(&index(light, city, pose));
+#endif
+""")
+def prefetch_light(light: wp.array2d(dtype=wp.uint16), city: int, pose: int) -> None:
+    """As `prefetch_route`, for the next light."""
+    ...
+
+
 @wp.func
 def knows_route(guidance: int, ground: int) -> bool:
     """Whether the route is known on a cell of this ground."""
@@ -166,6 +176,7 @@ def sense_features(
     next_city, next_pose = state.city[soon], state.pose[soon]
     prefetch_route(maps.route, next_city * maps.goal.shape[1] + state.goal[soon], next_pose)
     prefetch_walls(senses.wall, next_city * 4 + (next_pose & 3), next_pose >> 2)
+    prefetch_light(senses.light, next_city, next_pose)
     here = int(maps.ground[city, cell])
     k = int(0)
     while k < NUM_SCALARS:
