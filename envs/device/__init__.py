@@ -10,8 +10,8 @@ import warp as wp
 
 wp.config.log_level = wp.LOG_ERROR
 if platform.machine() in ("x86_64", "AMD64"):
-    # LLVM turns conditional moves into branches, for processors that predict them. Nobody can predict whether the way of
-    # a car is free: the cars took a fifth longer.
+    # LLVM turns conditional moves into branches, for processors that predict them. Nobody can predict whether the way
+    # of a car is free: the cars took a fifth longer.
     wp.config.cpu_compiler_flags = f"{wp.config.cpu_compiler_flags} -mllvm=-x86-cmov-converter=false"
 
 

@@ -77,7 +77,7 @@ class _Helper:
             try:
                 _run_all(launches)
                 self._done.put(None)
-            except Exception as error:  # it is the caller's
+            except Exception as error:  # noqa: BLE001 - it is the caller's
                 self._done.put(error)
 
 

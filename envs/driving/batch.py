@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.device.endings import KEPT
-from envs.device.slices import Slices
+from envs.device.slices import Launches, Slices
 from envs.driving import camera, foresight, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
@@ -37,9 +37,9 @@ Arrays = dict[str, Any]
 class DrivingBatch:
     """The state of N environments and the launches that advance it.
 
-    `step` takes `action`, advances every environment and leaves the result in `next_obs` and `outcome`. `reset_ended`
-    then begins new episodes where some have ended and leaves in `obs` what to act on next. Neither waits for the
-    device, and both launch what was recorded when the batch was built.
+    `step` takes `action`, advances every environment and leaves the result in `next_obs`, `obs` and `outcome`.
+    `reset_ended` then begins new episodes where some have ended, and `obs` is what to act on next. Neither waits for
+    the device, and both launch what was recorded when the batch was built.
     """
 
     def __init__(self, config: DrivingConfig, num_envs: int, device: str = "cpu") -> None:
@@ -99,11 +99,11 @@ class DrivingBatch:
 
     def step(self) -> None:
         """Advances every environment by `action`."""
-        self._slices.run(self._step_launches)
+        self._turn = 1 - self._turn
+        self._slices.run(self._step_launches[self._turn])
 
     def reset_ended(self) -> None:
         """Begins the next episode wherever one has ended."""
-        self._turn = 1 - self._turn
         self._slices.run(self._reset_ended_launches[self._turn])
 
     def step_and_reset(self) -> None:
@@ -160,10 +160,8 @@ class DrivingBatch:
         self._torch_next_obs = {name: self._as_tensor(name, a) for name, a in self._next_obs.items()}
         self._torch_obs = [{name: self._as_tensor(name, a) for name, a in obs.items()} for obs in self._obs]
 
-        self._reset_launches, self._step_launches = [], []
-        self._observe_launches: list[list[list[Callable[[], object]]]] = [[], []]
-        self._reset_ended_launches: list[list[list[Callable[[], object]]]] = [[], []]
-        self._full_launches: list[list[list[Callable[[], object]]]] = [[], []]
+        self._reset_launches: list[Launches] = []
+        by_turn: list[tuple[list[Launches], ...]] = [([], [], [], []) for _ in range(2)]
         for first, count in self._slices.parts:
             reset, reset_ended = (
                 self._launch(rules.reset, first, count, [self._maps, self.state, self.outcome, everywhere])
@@ -172,18 +170,15 @@ class DrivingBatch:
             step = self._launch(
                 rules.step, first, count, [self._maps, self._rules, self.state, self.action, self.outcome]
             )
-            see_all = self._observe_launch(first, count, self._next_obs, everywhere=1)
             self._reset_launches.append([reset])
-            self._step_launches.append([step, *see_all])
-            for turn in range(2):
-                copies = [
-                    _copier(self._torch_obs[turn][name], self._torch_next_obs[name], first, count)
-                    for name in self._obs[turn]
-                ]
-                begin = [*copies, reset_ended, *self._observe_launch(first, count, self._obs[turn], everywhere=0)]
-                self._observe_launches[turn].append(self._observe_launch(first, count, self._obs[turn], everywhere=1))
-                self._reset_ended_launches[turn].append(begin)
-                self._full_launches[turn].append([step, *see_all, *begin])
+            for obs, (observe, steps, resets, full) in zip(self._obs, by_turn, strict=True):
+                observe.append(self._observe_launches_of(first, count, obs, everywhere=1))
+                steps.append([step, *self._observe_launches_of(first, count, self._next_obs, everywhere=1, also=obs)])
+                resets.append([reset_ended, *self._observe_launches_of(first, count, obs, everywhere=0)])
+                full.append([*steps[-1], *resets[-1]])
+        self._observe_launches, self._step_launches, self._reset_ended_launches, self._full_launches = zip(
+            *by_turn, strict=True
+        )
 
     def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
         lanes = 1 if self.device == "cpu" else count
@@ -191,10 +186,11 @@ class DrivingBatch:
         command = wp.launch(kernel, lanes, inputs=given, device=self.device, record_cmd=True)
         return command.launch
 
-    def _observe_launch(
-        self, first: int, count: int, out: dict[str, wp.array], everywhere: int
-    ) -> list[Callable[[], object]]:
-        launches = []
+    def _observe_launches_of(
+        self, first: int, count: int, out: Arrays, everywhere: int, also: Arrays | None = None
+    ) -> Launches:
+        """What fills the rows of `out`, and gives `also` the same."""
+        launches: list[Callable[[], object]] = []
         for name, sense in SENSES_OF[self.config.obs].items():
             if sense == "state":
                 given = [self._maps, self.state, self.tables.margin, self.tables.cities[0].kind.shape[1]]
@@ -205,10 +201,13 @@ class DrivingBatch:
             if sense == "camera":
                 inputs[-1:] = [self._film, out[name], _bytes_of(out[name])]
             elif sense == "features":
-                inputs.append(_rays_of(out[name]))
+                copied = wp.empty((0, 0), dtype=wp.vec2f, device=self.device) if also is None else _pairs_of(also[name])
+                inputs += [_rays_of(out[name]), _pairs_of(out[name]), copied]
             elif sense == "window":
                 inputs[-1:] = [_by_eight(self._senses.look), out[name], _by_eight(out[name])]
             launches.append(self._launch(kernel, first, count, inputs))
+            if also is not None and sense != "features":
+                launches.append(_copier(wp.to_torch(also[name]), wp.to_torch(out[name]), first, count))
         return launches
 
     def _as_tensor(self, name: str, array: wp.array) -> Tensor:
@@ -252,6 +251,12 @@ def _rays_of(features: wp.array) -> wp.array:
         device=features.device,
         copy=False,
     )
+
+
+def _pairs_of(features: wp.array) -> wp.array:
+    """(N, K) float32 -> (N, K / 2) of two each, the same memory."""
+    n, count = features.shape
+    return wp.array(ptr=features.ptr, dtype=wp.vec2f, shape=(n, count // 2), device=features.device, copy=False)
 
 
 def _by_eight(codes: wp.array) -> wp.array:

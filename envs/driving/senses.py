@@ -251,13 +251,20 @@ def observe_features(
     all_of_them: int,
     out: wp.array2d(dtype=wp.float32),
     rays: wp.array2d(dtype=wp.vec4f),
+    pairs: wp.array2d(dtype=wp.vec2f),
+    also: wp.array2d(dtype=wp.vec2f),
 ) -> None:
     """Writes (N, NUM_FEATURES) float32; where `all_of_them` is 0, rows that `only` marks. `rays` (N, 16) is the part of
-    `out` that the radar fills: the same memory."""
+    `out` that the radar fills, and `pairs` are the numbers of `out` two by two: the same memory. `also` gets a copy of
+    each row while it is in the cache, if it has a width."""
     i = first + wp.tid()
     while i < last:
         if all_of_them != 0 or only[i]:
             sense_features(i, maps, rules, senses, state, out, rays)
+            k = int(0)
+            while k < also.shape[1]:
+                also[i, k] = pairs[i, k]
+                k += 1
         i += lanes
 
 
