@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
+from envs.device.launches import record
 from envs.device.random import draw, episode_key, instant
-from envs.device.slices import Slices
+from envs.device.slices import Launches, Slices
 from envs.device.vec import DeviceVecEnv, require
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "optimization_level": 3})
@@ -264,16 +264,12 @@ class CartPoleBatch:
         self._turn = 0  # which of the two holds the observation to act on
         self._slices = Slices(groups, MIN_ENVS_PER_THREAD // LANES, device)
 
-        def record(kernel: Any, inputs: list[Any]) -> list[list[Callable[[], object]]]:
-            launches = [
-                wp.launch(kernel, count, inputs=[first, *inputs], device=device, record_cmd=True)
-                for first, count in self._slices.parts
-            ]
-            return [[launch.launch] for launch in launches]
+        def launches(kernel: Any, inputs: list[Any]) -> list[Launches]:
+            return [[record(kernel, count, [first, *inputs], device)] for first, count in self._slices.parts]
 
-        self._reset = record(reset, [self.carts])
-        self._observe = [record(observe, [self.carts, out]) for out in arrays[1:]]
-        self._step = [record(step, [self.carts, action, self.answer, arrays[0], out]) for out in arrays[1:]]
+        self._reset = launches(reset, [self.carts])
+        self._observe = [launches(observe, [self.carts, out]) for out in arrays[1:]]
+        self._step = [launches(step, [self.carts, action, self.answer, arrays[0], out]) for out in arrays[1:]]
 
     @property
     def obs(self) -> dict[str, Tensor]:

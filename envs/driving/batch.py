@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.device.endings import KEPT
+from envs.device.launches import record
 from envs.device.slices import Launches, Slices
 from envs.driving import camera, foresight, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
@@ -182,9 +183,7 @@ class DrivingBatch:
 
     def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
         lanes = 1 if self.device == "cpu" else count
-        given = [first, first + count, lanes, *inputs]
-        command = wp.launch(kernel, lanes, inputs=given, device=self.device, record_cmd=True)
-        return command.launch
+        return record(kernel, lanes, [first, first + count, lanes, *inputs], self.device)
 
     def _observe_launches_of(
         self, first: int, count: int, out: Arrays, everywhere: int, also: Arrays | None = None
