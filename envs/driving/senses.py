@@ -185,8 +185,7 @@ def sense_features(
     out[i, state.speed[i]] = 1.0
     out[i, 3 + heading] = 1.0
     for side in range(4):
-        if permits(here, (heading + side) & 3):
-            out[i, 7 + side] = 1.0
+        out[i, 7 + side] = wp.where(permits(here, (heading + side) & 3), 1.0, 0.0)
     task = city * maps.goal.shape[1] + state.goal[i]
     if knows_route(senses.guidance, here):
         route = maps.route[task, pose]
@@ -205,11 +204,11 @@ def sense_features(
         out[i, 21] = 1.0
 
     light = int(senses.light[city, pose])
-    if light > 0:
-        moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
-        green = is_green(rules.green_steps, rules.clear_steps, light & 255, heading, moment)
-        out[i, wp.where(green, 19, 18)] = 1.0
-        out[i, 20] = 1.0 - float(light >> 8) / float(senses.view_range)
+    seen = wp.where(light > 0, 1.0, 0.0)
+    moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
+    green = is_green(rules.green_steps, rules.clear_steps, light & 255, heading, moment)
+    out[i, wp.where(green, 19, 18)] = seen
+    out[i, 20] = seen - float(light >> 8) / float(senses.view_range)
 
     row = city * 4 + heading
     for r in range(NUM_RAYS):
