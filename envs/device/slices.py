@@ -43,8 +43,10 @@ class Slices:
         try:
             _run_all(launches[0])
         finally:
-            for helper in self.helpers:
-                helper.finish()
+            errors = [helper.finish() for helper in self.helpers]  # of all, lest one is still at work
+        for error in errors:
+            if error is not None:
+                raise error
 
     def close(self) -> None:
         for helper in self.helpers:
@@ -63,11 +65,9 @@ class _Helper:
     def begin(self, launches: Launches) -> None:
         self._given.put(launches)
 
-    def finish(self) -> None:
-        """Waits until all has run. Raises what it raised."""
-        error = self._done.get()
-        if error is not None:
-            raise error
+    def finish(self) -> Exception | None:
+        """Waits until all has run, and returns what it raised."""
+        return self._done.get()
 
     def close(self) -> None:
         self._given.put(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from contract import Mode, Streams, Task
 from envs.camera import make_camera
 from envs.device import cartpole
 from envs.device.cartpole import CartPoleBatch
+from envs.device.slices import Slices
 from envs.driving import camera, foresight, rules, senses
 from envs.driving.batch import DrivingBatch
 from envs.driving.config import make_config
@@ -117,19 +120,41 @@ def test_restoring_the_state_continues_exactly(make):
 
 
 def test_slices_on_threads_change_nothing(monkeypatch):
-    alone, threaded = DrivingBatch(make_config("Driving/Traffic-v0", SMALL), 600), None
-    monkeypatch.setattr("envs.device.slices.os.sched_getaffinity", lambda _: {0, 1})
-    threaded = DrivingBatch(make_config("Driving/Traffic-v0", SMALL), 600)
-    assert threaded._slices.pool is not None
-    for batch in (alone, threaded):
+    batches = []
+    for cores in (1, 2):
+        monkeypatch.setattr("envs.device.slices.os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        batches.append(DrivingBatch(make_config("Driving/Traffic-v0", SMALL), 600))
+    alone, threaded = batches
+    assert [len(batch._slices.helpers) for batch in batches] == [0, 1]
+    for batch in batches:
         batch.reset(np.arange(600, dtype=np.uint32), np.zeros(600, np.int32))
     for action in random_actions(600, 20):
-        for batch in (alone, threaded):
+        for batch in batches:
             batch.action_tensor.copy_(action)
             batch.step_and_reset()
         assert torch.equal(alone.obs["features"], threaded.obs["features"])
+        assert torch.equal(alone.next_obs["features"], threaded.next_obs["features"])
     assert all(np.array_equal(v, threaded.state_dict()[k]) for k, v in alone.state_dict().items())
     threaded.close()
+
+
+def test_what_a_slice_raises_reaches_the_caller_and_the_next_run_is_whole(monkeypatch):
+    monkeypatch.setattr("envs.device.slices.os.sched_getaffinity", lambda _: {0, 1, 2})
+    slices, ran = Slices(9, 3, "cpu"), []
+    assert slices.parts == [(0, 3), (3, 3), (6, 3)]
+
+    def fail():
+        raise ValueError("of a slice")
+
+    for broken in range(3):
+        launches = [[partial(ran.append, k)] for k in range(3)]
+        launches[broken] = [fail]
+        with pytest.raises(ValueError, match="of a slice"):
+            slices.run(launches)
+    ran.clear()
+    slices.run([[partial(ran.append, 2 * k), partial(ran.append, 2 * k + 1)] for k in range(3)])
+    assert sorted(ran) == list(range(6))
+    slices.close()
 
 
 def test_unknown_devices_are_refused_in_one_line():
