@@ -22,9 +22,9 @@ from torch import Tensor
 
 from contract import EnvSpec, Episode
 from envs.device.endings import KEPT, SLOTS, entries
-from envs.device.launches import record
+from envs.device.launches import Launches, record
 from envs.device.random import draw, episode_key, instant
-from envs.device.slices import Launches, Slices
+from envs.device.slices import Slices
 from envs.device.vec import DeviceVecEnv, require
 
 wp.set_module_options({"enable_backward": False, "fuse_fp": False, "optimization_level": 3})

@@ -10,6 +10,7 @@ from typing import Any
 import warp as wp
 
 Launch = Callable[[], object]
+Launches = Sequence[Launch]
 
 
 def record(kernel: Any, dim: int, inputs: Sequence[Any], device: str) -> Launch:
@@ -25,7 +26,7 @@ def record(kernel: Any, dim: int, inputs: Sequence[Any], device: str) -> Launch:
         Makes the launch. On the CPU it comes back when the kernel has run.
     """
     command = wp.launch(kernel, dim, inputs=inputs, device=device, record_cmd=True)
-    return laid_out(command) if command.device.is_cpu else command.launch
+    return laid_out(command) if device == "cpu" else command.launch
 
 
 def laid_out(command: Any) -> Launch:
@@ -34,4 +35,5 @@ def laid_out(command: Any) -> Launch:
     bounds, *values = command.params
     layout = [(f"argument_{k}", type(value)) for k, value in enumerate(values)]
     arguments = type("Arguments", (ctypes.Structure,), {"_fields_": layout})(*values)
+    arguments.command = command  # which holds what the arguments point to, and the compiled function
     return partial(command.hooks.forward, ctypes.byref(bounds), ctypes.byref(arguments))

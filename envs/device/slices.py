@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 
-Launches = Sequence[Callable[[], object]]
+from envs.device.launches import Launches
 
 
 class Slices:

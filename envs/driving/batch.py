@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.device.endings import KEPT
-from envs.device.launches import record
-from envs.device.slices import Launches, Slices
+from envs.device.launches import Launch, Launches, record
+from envs.device.slices import Slices
 from envs.driving import camera, foresight, maps, rules, senses
 from envs.driving.config import GUIDANCE, DrivingConfig
 from envs.driving.tables import Tables, make_tables
@@ -181,7 +181,7 @@ class DrivingBatch:
             *by_turn, strict=True
         )
 
-    def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Callable[[], object]:
+    def _launch(self, kernel: Any, first: int, count: int, inputs: list[Any]) -> Launch:
         lanes = 1 if self.device == "cpu" else count
         return record(kernel, lanes, [first, first + count, lanes, *inputs], self.device)
 
@@ -189,7 +189,7 @@ class DrivingBatch:
         self, first: int, count: int, out: Arrays, everywhere: int, also: Arrays | None = None
     ) -> Launches:
         """What fills the rows of `out`, and gives `also` the same."""
-        launches: list[Callable[[], object]] = []
+        launches: list[Launch] = []
         for name, sense in SENSES_OF[self.config.obs].items():
             if sense == "state":
                 given = [self._maps, self.state, self.tables.margin, self.tables.cities[0].kind.shape[1]]
@@ -227,7 +227,7 @@ def members(struct: Any) -> dict[str, Any]:
     return struct.vars
 
 
-def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Callable[[], object]:
+def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Launch:
     to, source = to[first : first + count], source[first : first + count]
     return lambda: to.copy_(source)
 

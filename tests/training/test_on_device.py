@@ -127,6 +127,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self.launch = lambda: names.append(name)
 
     monkeypatch.setattr(wp, "launch", lambda kernel, *args, **kwargs: Recorded(kernel.key))
+    monkeypatch.setattr("envs.device.launches.laid_out", lambda command: command.launch)
     monkeypatch.setattr(wp, "to_torch", lambda array: shared_with_torch(array).to("meta"))
     return names
 
