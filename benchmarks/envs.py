@@ -29,7 +29,7 @@ import envs.driving
 from benchmarks.record import write_result
 from contract import StepsOnDevice, Streams
 from envs.device.cartpole import CartPoleBatch
-from envs.driving.batch import DrivingBatch
+from envs.driving.batch import ACTIONS, DrivingBatch
 from envs.driving.config import make_config
 from envs.make import make_env
 from envs.settings import DrivingSettings
@@ -52,16 +52,16 @@ def rate(step: Callable[[int], object], steps_per_call: int, seconds: float) -> 
     return statistics.median(found)
 
 
-def random_actions(num_envs: int) -> list[torch.Tensor]:
+def random_actions(num_actions: int, num_envs: int) -> list[torch.Tensor]:
     """ACTION_SETS tensors (num_envs,) int64."""
-    return list(torch.randint(0, 5, (ACTION_SETS, num_envs), generator=torch.Generator().manual_seed(0)))
+    return list(torch.randint(0, num_actions, (ACTION_SETS, num_envs), generator=torch.Generator().manual_seed(0)))
 
 
 def batch_rate(env_id: str, num_envs: int, seconds: float, **parameters: Any) -> float:
     """Steps per second of a device batch."""
     batch = DrivingBatch(make_config(env_id, parameters), num_envs)
     batch.reset(np.arange(num_envs, dtype=np.uint32), np.zeros(num_envs, np.int32))
-    actions = random_actions(num_envs)
+    actions = random_actions(len(ACTIONS), num_envs)
 
     def step(k: int) -> None:
         batch.action_tensor.copy_(actions[k % ACTION_SETS])
@@ -75,7 +75,7 @@ def batch_rate(env_id: str, num_envs: int, seconds: float, **parameters: Any) ->
 def vec_rate(env_id: str, num_envs: int, seconds: float, obs: str) -> float:
     """Steps per second through our contract."""
     env = make_env(DrivingSettings(env_id, obs=obs), num_envs, Streams(0), "train")
-    actions = random_actions(num_envs)
+    actions = random_actions(len(ACTIONS), num_envs)
     env.reset()
     result = rate(lambda k: env.step(actions[k % ACTION_SETS]), num_envs, seconds)
     env.close()
@@ -86,7 +86,7 @@ def launched_rate(env_id: str, num_envs: int, seconds: float, obs: str) -> float
     """Steps per second through `contract.StepsOnDevice`: 32 steps with nobody looking, then the list of episodes."""
     env = make_env(DrivingSettings(env_id, obs=obs), num_envs, Streams(0), "train")
     assert isinstance(env, StepsOnDevice)
-    actions = random_actions(num_envs)
+    actions = random_actions(len(ACTIONS), num_envs)
     env.reset()
 
     def rollout(_: int) -> None:
@@ -118,7 +118,7 @@ def single_rate(env: gym.Env[Any, Any], seconds: float) -> float:
 def cartpole_rate(num_envs: int, seconds: float) -> float:
     batch = CartPoleBatch(num_envs)
     batch.reset(np.arange(num_envs, dtype=np.uint32), np.zeros(num_envs, np.int32))
-    actions = torch.randint(0, 2, (ACTION_SETS, num_envs), generator=torch.Generator().manual_seed(0))
+    actions = random_actions(2, num_envs)
 
     def step(k: int) -> None:
         batch.action_tensor.copy_(actions[k % ACTION_SETS])

@@ -206,12 +206,13 @@ class HostVecEnv:
         ended = np.flatnonzero(episode_end)
         if len(ended):
             self._episode[ended] += 1
+        obs = after
         if self._resets_by_mask:
-            played = self._dropped + len(self._actions) - self._began
-            due = episode_end & (played >= self._seed_every_env_steps)
-            obs = self._reset_by_mask(episode_end, seeded=due) if len(ended) else after
+            if len(ended):
+                played = self._dropped + len(self._actions) - self._began
+                due = episode_end & (played >= self._seed_every_env_steps)
+                obs = self._reset_by_mask(episode_end, seeded=due)
         else:
-            obs = after
             self._return[ended], self._length[ended] = 0, 0
             self._began[ended] = self._dropped + len(self._actions)
             if self._mode is AutoresetMode.NEXT_STEP:

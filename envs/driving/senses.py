@@ -5,6 +5,8 @@ Everything is egocentric: "ahead" is up, whatever the ego's heading. What lies b
 
 from __future__ import annotations
 
+from typing import Any
+
 import warp as wp
 
 from envs.driving.rules import (
@@ -99,10 +101,10 @@ class Senses:
 
 @wp.func_native("""
 #ifndef __CUDACC__
-    __builtin_prefetch(&index(route, task, pose));
+    __builtin_prefetch(&index(table, row, pose));
 #endif
 """)
-def prefetch_route(route: wp.array2d(dtype=wp.uint32), task: int, pose: int) -> None:
+def prefetch(table: wp.array2d(dtype=Any), row: int, pose: int) -> None:
     """Asks for an entry that is soon to be read, because it misses the cache. On a GPU other threads fill the wait."""
     ...
 
@@ -113,17 +115,7 @@ def prefetch_route(route: wp.array2d(dtype=wp.uint32), task: int, pose: int) -> 
 #endif
 """)
 def prefetch_walls(wall: wp.array3d(dtype=wp.uint8), row: int, cell: int) -> None:
-    """As `prefetch_route`, for what the rays from a cell meet."""
-    ...
-
-
-@wp.func_native("""
-#ifndef __CUDACC__
-    __builtin_prefetch(&index(light, city, pose));
-#endif
-""")
-def prefetch_light(light: wp.array2d(dtype=wp.uint16), city: int, pose: int) -> None:
-    """As `prefetch_route`, for the next light."""
+    """As `prefetch`, for what the rays from a cell meet."""
     ...
 
 
@@ -174,9 +166,9 @@ def sense_features(
     heading = pose & 3
     soon = wp.min(i + AHEAD, state.pose.shape[0] - 1)
     next_city, next_pose = state.city[soon], state.pose[soon]
-    prefetch_route(maps.route, next_city * maps.goal.shape[1] + state.goal[soon], next_pose)
+    prefetch(maps.route, next_city * maps.goal.shape[1] + state.goal[soon], next_pose)
     prefetch_walls(senses.wall, next_city * 4 + (next_pose & 3), next_pose >> 2)
-    prefetch_light(senses.light, next_city, next_pose)
+    prefetch(senses.light, next_city, next_pose)
     here = int(maps.ground[city, cell])
     k = int(0)
     while k < NUM_SCALARS:
@@ -286,7 +278,7 @@ def sense_window(
     row = city * 4 + heading
     moment = moment_of(rules.green_steps, rules.clear_steps, state.tally[i, TIME])
     soon = wp.min(i + AHEAD, state.pose.shape[0] - 1)
-    prefetch_route(maps.route, state.city[soon] * maps.goal.shape[1] + state.goal[soon], state.pose[soon])
+    prefetch(maps.route, state.city[soon] * maps.goal.shape[1] + state.goal[soon], state.pose[soon])
     width = senses.window_columns
     at, k = int(senses.corner[heading, cell]), int(0)
     while k < width * senses.window_rows:
