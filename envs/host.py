@@ -389,10 +389,15 @@ def _is_channels_last(space: Box) -> bool:
 
 
 def _observation_converter(space: gym.Space[Any]) -> Callable[[Any], Tensor]:
-    """(N, ...) of the environment's space -> (N, ...) tensor of `agent_view`."""
+    """(N, ...) of the environment's space -> (N, ...) tensor of `agent_view`.
+
+    Whatever their axes, images lie channels last in memory: so convolutions read them, and memories store them.
+    """
     if isinstance(space, Box):
         if _is_channels_last(space):
-            return lambda obs: torch.from_numpy(np.ascontiguousarray(np.moveaxis(obs, -1, 1)))
+            return lambda obs: torch.from_numpy(np.asarray(obs)).permute(0, 3, 1, 2)
+        if space.dtype == np.uint8 and len(space.shape) == 3:
+            return lambda obs: torch.from_numpy(np.asarray(obs)).contiguous(memory_format=torch.channels_last)
         if space.dtype == np.uint8:
             return lambda obs: torch.from_numpy(np.asarray(obs))
         return lambda obs: torch.from_numpy(np.asarray(obs, np.float32))

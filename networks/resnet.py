@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.cnns import ImageBackbone, first_conv, he_, too_small
+from networks.cnns import ImageBackbone, WideLinear, first_conv, he_, too_small
 
 CHANNELS_PER_GROUP = 8
 COARSE = 8
@@ -140,7 +140,7 @@ class ImpalaCNN(ImageBackbone):
             self.convolutions.append(nn.Conv2d(planes, width, 3, padding=1))
             self.units.append(nn.Sequential(ResidualUnit(width), ResidualUnit(width)))
             size, planes = [(s + 1) // 2 for s in size], width
-        self.linear = nn.Linear(planes * size[0] * size[1], 256)
+        self.linear = WideLinear(planes * size[0] * size[1], 256)
         self.out_dim = 256
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -159,5 +159,5 @@ class ImpalaCNN(ImageBackbone):
 
     def read(self, feature_map: Tensor) -> Tensor:
         with self._precision(feature_map.device):
-            features: Tensor = F.relu_(self.linear(feature_map.permute(0, 2, 3, 1).flatten(1)))
+            features: Tensor = F.relu(self.linear(feature_map.permute(0, 2, 3, 1).flatten(1)))
         return features.float()
