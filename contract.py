@@ -233,16 +233,16 @@ class ReadsModel(Protocol):
 
 @dataclass(frozen=True)
 class Mode:
-    """How a policy chooses: `train`, `greedy`, `sample`, `epsilon=<x>` or `temperature=<x>`."""
+    """How a policy chooses: `greedy`, `sample`, `epsilon=<x>` or `temperature=<x>`; while learning, `train`."""
 
     name: str
     value: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Mode:
-        """Reads a mode as the command line writes it, e.g. `greedy` or `epsilon=0.05`."""
+        """Reads a mode of evaluation as the command line writes it, e.g. `greedy` or `epsilon=0.05`."""
         name, _, number = text.partition("=")
-        if name in ("train", "greedy", "sample") and not number:
+        if name in ("greedy", "sample") and not number:
             return cls(name)
         try:
             value = float(number)
@@ -250,9 +250,7 @@ class Mode:
             value = float("nan")
         if (name == "epsilon" and 0 <= value <= 1) or (name == "temperature" and 0 < value < float("inf")):
             return cls(name, value)
-        raise ConfigError(
-            f"policy mode '{text}' is not one of train, greedy, sample, epsilon=<0..1>, temperature=<above 0>"
-        )
+        raise ConfigError(f"policy mode '{text}' is not one of greedy, sample, epsilon=<0..1>, temperature=<above 0>")
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}={self.value:g}"

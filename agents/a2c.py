@@ -67,7 +67,7 @@ class Settings(NetworkSettings):
         check_range("agent.learning_rate", self.learning_rate, 0, None, open_low=True)
         if self.learning_rate_end is not None:
             check_range("agent.learning_rate_end", self.learning_rate_end, 0, None)
-        check_range("agent.rmsprop_alpha", self.rmsprop_alpha, 0, 1)
+        check_range("agent.rmsprop_alpha", self.rmsprop_alpha, 0, 0.999_999)
         check_range("agent.rmsprop_epsilon", self.rmsprop_epsilon, 0, None, open_low=True)
         check_range("agent.max_grad_norm", self.max_grad_norm, 0, None, open_low=True)
         check_range("agent.value_coef", self.value_coef, 0, None)

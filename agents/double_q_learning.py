@@ -55,13 +55,18 @@ class DoubleQLearning:
         """
         self._gamma = settings.gamma
         self.first, self.second = first, second
-        self.behaviour = EpsilonGreedy(settings, first, self.action_values)
+        self.errors = second.errors = first.errors
+        self.behaviour = EpsilonGreedy(settings, first, self.action_values, self.state_visits)
         self._generator = generator
         self._steps: list[Step] = []
 
     def action_values(self, states: States) -> Floats:
         """(N,) states -> (N, A): the mean of both tables."""
         return (self.first.q[states] + self.second.q[states]) / 2
+
+    def state_visits(self, states: States) -> Floats:
+        """(N,) states -> (N,): how often each has been learned from."""
+        return self.first.state_visits(states) + self.second.state_visits(states)
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
         return TablePolicy(self.first.index, self.action_values, self.behaviour, mode, generator)
@@ -78,7 +83,7 @@ class DoubleQLearning:
             best_action = self._argmax(learner.q[step.next_state])
             next_value = float(judge.q[step.next_state, best_action])  # Q2(s', argmax_a' Q1(s', a'))
             learner.update(step.state, step.action, step.reward, step.discount(self._gamma), next_value)
-        return self.first.metrics() | self.behaviour.metrics()
+        return self.errors.metrics() | self.behaviour.metrics()
 
     def _argmax(self, q: Floats) -> int:
         """A best action; ties are broken at random, lest an early favourite of the first table biases the second."""
@@ -98,13 +103,11 @@ class DoubleQLearning:
     def state_dict(self) -> State:
         return {
             "policy": self.policy_state_dict(),
-            "first": self.first.state_dict(),
-            "second": self.second.state_dict(),
+            "errors": self.errors.state_dict(),
             "generator": self._generator.bit_generator.state,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.load_policy_state_dict(state["policy"])
-        self.first.load_state_dict(state["first"])
-        self.second.load_state_dict(state["second"])
+        self.errors.load_state_dict(state["errors"])
         self._generator.bit_generator.state = state["generator"]

@@ -88,7 +88,8 @@ class Settings(ReplaySettings, QLearnerSettings):
     priority_beta: float = 0.4
     """Of the importance weights, at the start; it rises linearly to 1 over the run."""
     noisy: bool = False
-    """Explore by noise in every fully connected layer, besides epsilon, which may then end at 0."""
+    """Explore by noise in every fully connected layer but that of class codes, besides epsilon, which may then end
+    at 0."""
     noisy_sigma: float = 0.5
     """Initial size of the noise."""
     distribution: str = "none"

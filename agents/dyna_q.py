@@ -38,7 +38,7 @@ class Settings(EpsilonSettings):
     planning_steps: int = 10
     """Updates from the model after each environment step; 0 is Q-learning (with `sweeping: uniform`)."""
     planning_step_size: float | None = None
-    """alpha of planning, null: step_size."""
+    """alpha of planning, null: as step_size and its schedule have it."""
     sweeping: str = "uniform"
     """uniform: known pairs at random; prioritised: where the model says that values are most wrong, and backwards from
     there. The latter learns from the model only, as in the book."""
@@ -155,11 +155,11 @@ class DynaQ(TableLearner):
     def _plan(self, pair: Pair) -> None:
         """Moves Q(s, a) towards what the model expects."""
         s = self._settings
-        alpha = s.step_size if s.planning_step_size is None else s.planning_step_size
+        alpha = s.planning_step_size or self.table.step_size_at(int(self.table.visits[pair]))
         q_sa = float(self.table.q[pair])
         target = self.model.target(pair, self.table.q, s.gamma)
         self.table.q[pair] = td_update(q_sa, target, 0.0, 0.0, alpha)
-        self.table.note(td_error(q_sa, target, 0.0, 0.0))
+        self.table.errors.note(td_error(q_sa, target, 0.0, 0.0))
 
     def _prioritise(self, pair: Pair) -> None:
         """Queues a pair by how wrong its value is, if that is worth a planning step."""

@@ -95,7 +95,7 @@ class MonteCarlo(TableLearner):
             s, a = step.state, step.action
             self.weight_sum[s, a] += weight
             self.table.visits[s, a] += 1
-            self.table.note(td_error(float(q[s, a]), g, 0.0, 0.0))
+            self.table.errors.note(td_error(float(q[s, a]), g, 0.0, 0.0))
             q[s, a] = td_update(float(q[s, a]), g, 0.0, 0.0, weight / float(self.weight_sum[s, a]))
             target = float(epsilon_greedy(q[s], 0.0)[a])  # pi(a|s) of the greedy policy
             if target == 0.0:

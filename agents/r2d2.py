@@ -62,8 +62,9 @@ class Settings(ReplaySettings, QLearnerSettings):
     double: bool = True
     """The online network chooses the next action, the target network values it."""
     rescale_values: bool = True
-    """Learn values at the scale of their square root, as the paper does. Without it returns of 30 drive a core's outputs,
-    which lie in (-1, 1), to their bounds: every state then has the same value, and Huber's loss lets it grow."""
+    """Learn values at the scale of their square root, as the paper does. Without it returns of 30 drive a core's
+    outputs, which lie in (-1, 1), to their bounds: every state then has the same value, and Huber's loss lets it
+    grow."""
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_decay_env_steps: int = 10_000

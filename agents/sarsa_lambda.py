@@ -97,7 +97,7 @@ class SarsaLambda(TableLearner):
             e[step.state, step.action] = visited_trace(e[step.state, step.action], s.trace, alpha)
             active = np.nonzero(e)
             table.q[active] += table.step_sizes(table.visits[active]) * error * e[active]
-            table.note(error)
+            table.errors.note(error)
             e *= 0.0 if step.episode_end or explores else s.gamma * s.trace_decay
 
     def state_dict(self) -> State:

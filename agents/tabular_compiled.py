@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import Acted, Advance, Inspection, Metrics, Mode, Progress, State, Task, Transition, VecEnv
@@ -124,7 +125,18 @@ class TabularCompiled:
                 f"{MAX_ENTRIES:,} are possible: lower num_envs"
             )
         self._q: Tensor = torch.full((1, *shape), settings.initial_q, dtype=torch.float64)
+        self._steps, self._visits = 0, np.zeros((shape[0], shape[2]), np.int64)
         self._population: Population | None = None
+
+    @property
+    def steps(self) -> int:
+        """That each learner has taken."""
+        return self._steps if self._population is None else self._population.steps
+
+    @property
+    def visits(self) -> NDArray[np.int64]:
+        """(S, A), of all learners together."""
+        return self._visits if self._population is None else self._population.visits.sum(dim=0).cpu().numpy()
 
     def policy(self, mode: Mode, num_envs: int, generator: torch.Generator) -> TablePolicy:
         return TablePolicy(self._index, self._values, self._behaviour, mode, generator)
@@ -152,13 +164,10 @@ class TabularCompiled:
         policy = epsilon_greedy(q, 0.0)
         found = [self._yardstick.metrics(one, p) for one, p in zip(q, policy[:MEASURED_LEARNERS], strict=False)]
         medians: Metrics = {tag: float(np.median([float(m[tag]) for m in found])) for tag in found[0]}
-        visits = np.zeros(q.shape[1:], np.int64)
-        if self._population is not None:
-            visits += self._population.visits.sum(dim=0).cpu().numpy()
-        return Inspection(medians, q.mean(axis=0), policy.mean(axis=0), visits)
+        return Inspection(medians, q.mean(axis=0), policy.mean(axis=0), self.visits)
 
     def policy_state_dict(self) -> State:
-        return {"q": self._q.cpu().numpy().copy()}
+        return {"q": self._q.cpu().numpy().copy(), "visits": self.visits.copy(), "steps": self.steps}
 
     def load_policy_state_dict(self, state: State) -> None:
         q = torch.as_tensor(state["q"], dtype=torch.float64).clone()
@@ -168,7 +177,7 @@ class TabularCompiled:
         if self._population is not None:
             self._population.q.copy_(q)
         else:
-            self._q = q
+            self._q, self._steps, self._visits = q, int(state["steps"]), np.array(state["visits"])
 
     def state_dict(self) -> State:
         population = {} if self._population is None else self._population.state_dict()
@@ -193,8 +202,7 @@ class TabularCompiled:
 
     def _rate(self) -> float:
         """epsilon or tau at this step of training."""
-        steps = 0 if self._population is None else self._population.steps
-        return linear_schedule(steps, *self.settings.rate)
+        return linear_schedule(self.steps, *self.settings.rate)
 
     def _metrics(self) -> Metrics:
         """Figures since the last call.

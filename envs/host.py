@@ -58,7 +58,7 @@ class HostVecEnv:
         """Wraps `vector_env`.
 
         Args:
-            vector_env: the environment to step.
+            vector_env: the environment to step; it must return fresh arrays (Gymnasium's `copy=True`).
             spec: how agents see it; its spaces come from `agent_view`.
             episode_seed: the seed of each episode.
             resets_by_mask: whether `reset(seed=<array>, options={"reset_mask": ...})` resets single environments.
@@ -391,7 +391,7 @@ def _is_channels_last(space: Box) -> bool:
 def _observation_converter(space: gym.Space[Any]) -> Callable[[Any], Tensor]:
     """(N, ...) of the environment's space -> (N, ...) tensor of `agent_view`.
 
-    Whatever their axes, images lie channels last in memory: so convolutions read them, and memories store them.
+    Whatever their axes, images lie channels last in memory: so convolutions read them, and rollouts store them.
     """
     if isinstance(space, Box):
         if _is_channels_last(space):

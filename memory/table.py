@@ -43,6 +43,8 @@ States = NDArray[np.int64]
 """(N,) states; with K tilings (N, K) active rows."""
 Distribution = Callable[[States], Floats]
 """(N,) states -> (N, A) numbers: action values, or action probabilities."""
+Counts = Callable[[States], Floats]
+"""(N,) states -> (N,) numbers."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,39 @@ class TileIndex:
         return np.asarray(obs.detach().cpu().numpy() + self._first)
 
 
+class Errors:
+    """TD errors of updates, as figures."""
+
+    def __init__(self) -> None:
+        self._updates = 0
+        self._new: list[float] = []
+
+    def note(self, error: float) -> None:
+        """Counts one update."""
+        self._updates += 1
+        self._new.append(abs(error))
+
+    def metrics(self) -> Metrics:
+        """Figures of the updates since the last call, {} if there were none.
+
+        Raises:
+            NonFiniteError: if a value has grown beyond all bounds.
+        """
+        if not self._new:
+            return {}
+        error = sum(self._new) / len(self._new)
+        self._new = []
+        if not error < float("inf"):
+            raise NonFiniteError(f"an action value is not finite after {self._updates} updates; lower agent.step_size")
+        return {"train/td_error": error, "train/n_updates": float(self._updates)}
+
+    def state_dict(self) -> State:
+        return {"updates": self._updates, "new": self._new}
+
+    def load_state_dict(self, state: State) -> None:
+        self._updates, self._new = state["updates"], list(state["new"])
+
+
 class Table:
     """Action values Q(s, a) and visit counts N(s, a), with the step size that moves them."""
 
@@ -194,8 +229,7 @@ class Table:
         self.q: Floats = np.full(shape, float(settings.initial_q))
         self.visits = np.zeros(shape, np.int64)
         self.env_steps = 0
-        self._updates = 0
-        self._new_errors: list[float] = []
+        self.errors = Errors()
 
     def rows(self, transition: Transition, acted: Acted) -> list[Step]:
         """The valid rows of a transition as plain numbers; counts them as environment steps."""
@@ -220,7 +254,7 @@ class Table:
         q_sa = float(self.q[state, action])
         self.q[state, action] = td_update(q_sa, reward, discount, next_value, self.step_size(state, action))
         error = td_error(q_sa, reward, discount, next_value)
-        self.note(error)
+        self.errors.note(error)
         return error
 
     def step_size(self, state: Any, action: int) -> Any:
@@ -243,25 +277,6 @@ class Table:
             return np.array([self.step_size_at(n) for n in visits.tolist()])
         return np.full(visits.shape, self.step_size_at(0))
 
-    def note(self, error: float) -> None:
-        """Counts one update, for the metrics."""
-        self._updates += 1
-        self._new_errors.append(abs(error))
-
-    def metrics(self) -> Metrics:
-        """Figures of the updates since the last call, {} if there were none.
-
-        Raises:
-            NonFiniteError: if a value has grown beyond all bounds.
-        """
-        if not self._new_errors:
-            return {}
-        error = sum(self._new_errors) / len(self._new_errors)
-        self._new_errors = []
-        if not error < float("inf"):
-            raise NonFiniteError(f"an action value is not finite after {self._updates} updates; lower agent.step_size")
-        return {"train/td_error": error, "train/n_updates": float(self._updates)}
-
     def inspect(self, q: Floats | None = None, policy: Floats | None = None) -> Inspection:
         """The table, and how far it is from the optimum.
 
@@ -274,22 +289,13 @@ class Table:
         return Inspection(self._yardstick.metrics(q, policy), q.copy(), policy, self.visits.copy())
 
     def policy_state_dict(self) -> State:
-        return {"q": self.q.copy(), "visits": self.visits.copy()}
+        """Values, and what the schedules of exploration go by."""
+        return {"q": self.q.copy(), "visits": self.visits.copy(), "env_steps": self.env_steps}
 
     def load_policy_state_dict(self, state: State) -> None:
         restore(self.q, state["q"])
         restore(self.visits, state["visits"])
-
-    def state_dict(self) -> State:
-        return {
-            "env_steps": self.env_steps,
-            "updates": self._updates,
-            "new_errors": self._new_errors,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.env_steps, self._updates = state["env_steps"], state["updates"]
-        self._new_errors = list(state["new_errors"])
+        self.env_steps = int(state["env_steps"])
 
 
 class TileTable(Table):
@@ -318,7 +324,7 @@ class TileTable(Table):
     def update(self, state: Any, action: int, reward: float, discount: float, next_value: float) -> float:
         error = td_error(float(self.q[state, action].sum()), reward, discount, next_value)
         self.q[state, action] += self.step_size(state, action) * error
-        self.note(error)
+        self.errors.note(error)
         return error
 
     def step_size(self, state: Any, action: int) -> Any:
@@ -381,22 +387,29 @@ class Yardstick:
 class EpsilonGreedy:
     """The policy that explores: epsilon-greedy in some action values, with epsilon scheduled."""
 
-    def __init__(self, settings: EpsilonSettings, table: Table, q: Distribution | None = None) -> None:
+    def __init__(
+        self,
+        settings: EpsilonSettings,
+        table: Table,
+        q: Distribution | None = None,
+        state_visits: Counts | None = None,
+    ) -> None:
         """Explores.
 
         Args:
             settings: the schedule.
-            table: counts steps and visits.
+            table: counts environment steps.
             q: action values to be greedy in, by default the table's.
+            state_visits: (N,) states -> (N,) visits, by default the table's.
         """
         self._settings, self._table = settings, table
-        self._q = q or table.values
+        self._q, self._state_visits = q or table.values, state_visits or table.state_visits
 
     def epsilon(self, states: States) -> Floats:
         """(N,) probabilities of a random action at this step of training."""
         s = self._settings
         if s.epsilon_schedule == "visits":
-            visits = np.maximum(self._table.state_visits(states), 1)
+            visits = np.maximum(self._state_visits(states), 1)
             return np.asarray(np.maximum(s.epsilon_start / visits, s.epsilon_end))
         return np.full(len(states), self._linear())
 
@@ -491,7 +504,7 @@ class TableLearner(ABC):
     def update(self) -> Metrics:
         steps, self._steps = self._steps, []
         self.learn(steps)
-        return self.table.metrics() | self.behaviour.metrics()
+        return self.table.errors.metrics() | self.behaviour.metrics()
 
     def inspect(self) -> Inspection:
         return self.table.inspect()
@@ -503,11 +516,11 @@ class TableLearner(ABC):
         self.table.load_policy_state_dict(state)
 
     def state_dict(self) -> State:
-        return {"policy": self.policy_state_dict(), "table": self.table.state_dict()}
+        return {"policy": self.policy_state_dict(), "errors": self.table.errors.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.load_policy_state_dict(state["policy"])
-        self.table.load_state_dict(state["table"])
+        self.table.errors.load_state_dict(state["errors"])
 
 
 class PlannedTable:

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from faults import ConfigError, check_choice, check_range
-from networks.backbones import ACTIVATIONS, BACKBONES, CNN, MLP, Backbone, make_backbone
+from networks.backbones import ACTIVATIONS, BACKBONES, CNN, MLP, Backbone, OneHotLinear, make_backbone
 from networks.recurrent import CORES, Core, make_core
 from networks.transfer import Donor, begin_backbone
 
@@ -174,7 +174,7 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
     Source:
         Saxe, McClelland and Ganguli 2014, arXiv:1312.6120.
     """
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | OneHotLinear):
         weights, biases = [module.weight], [] if module.bias is None else [module.bias]
     elif isinstance(module, nn.RNNCellBase):
         weights, biases, gain = [module.weight_ih, module.weight_hh], [module.bias_ih, module.bias_hh], 1.0

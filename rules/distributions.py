@@ -131,7 +131,8 @@ class TanhGaussian(ClippedGaussian):
     """
 
     def to_action(self, raw: Tensor) -> Tensor:
-        return self._low + (self._high - self._low) * 0.5 * (raw.tanh() + 1)
+        action = self._low + (self._high - self._low) * 0.5 * (raw.tanh() + 1)
+        return action.clamp(self._low, self._high)  # rounding may step over
 
     def log_prob(self, parameters: Tensor, raw: Tensor) -> Tensor:
         return gaussian_log_prob(parameters, raw) - log_tanh_slope(raw).sum(-1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from contract import Batch, EnvSpec, Mode, Streams, Task
 from faults import ConfigError
 from memory.sequences import Sequences
 from tests.probes import PROBES, Probe, host, sign, task, train
+from tests.runs import only_run, run_train
 
 FAST = Settings(
     gamma=0.9,
@@ -32,6 +35,7 @@ FAST = Settings(
     core_dim=16,
     burn_in=2,
     sequence_length=8,
+    rescale_values=False,
 )
 
 
@@ -101,6 +105,15 @@ def test_a_time_limit_is_no_end(rescale_values: bool) -> None:
         values.append(float(policy.act(torch.zeros(1, 1), torch.tensor([t == 0])).extras["q"]))
     expected = 3**0.5 - 1 + 0.001 * 2 if rescale_values else 2.0  # taken for an end, the last one would be 1
     np.testing.assert_allclose(values, expected, rtol=0.1)
+
+
+@pytest.mark.slow
+def test_large_returns_do_not_make_the_core_deaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values learned as they are saturate the core on CartPole: all states alike, episodes of 10 steps after 10,000."""
+    monkeypatch.chdir(tmp_path)
+    assert run_train("agent=r2d2", "env=CartPole-v1", "total_env_steps=10_000", "eval.every_env_steps=0") == 0
+    rows = [json.loads(line) for line in (only_run(tmp_path) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollout/ep_rew_mean"] for row in rows if "rollout/ep_rew_mean" in row][-1] > 60
 
 
 # ---------------------------------------------------------------- unrolling

@@ -17,7 +17,7 @@ from faults import CheckpointError, ConfigError, NonFiniteError
 from memory.table import StateIndex
 from rules.planning import evaluate_policy, value_iteration
 from rules.tabular import epsilon_greedy, epsilon_soft_value, greedy_value, log_sum_exp_value
-from tests.agents.tabular import LEARNERS, LIMIT, Training, feed, lake, leaves, make
+from tests.agents.tabular import LEARNERS, LIMIT, TERMINAL, Training, feed, lake, leaves, make
 from training import checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "agent"
@@ -70,17 +70,24 @@ def test_evaluating_disturbs_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_policy_alone_acts_the_same(name: str) -> None:
-    trained = Training(name, lake(limit=20), 4, 2000, **LEARNERS[name])
+    trained, fresh = (Training(name, lake(limit=20), 4, 2000, **LEARNERS[name], **falling(name)) for _ in range(2))
     trained.advance(2000)
-    fresh = Training(name, lake(limit=20), 4, 2000, **LEARNERS[name])
     fresh.agent.load_policy_state_dict(trained.agent.policy_state_dict())
-    for mode in ("greedy", "epsilon=0.3", "temperature=0.1"):
+    for mode in ("greedy", "sample", "epsilon=0.3", "temperature=0.1"):
         actions = [
             t.agent.policy(Mode.parse(mode), 16, torch.Generator().manual_seed(1)).act(torch.arange(16), torch.ones(16))
             for t in (trained, fresh)
         ]
         assert torch.equal(actions[0].action, actions[1].action)
         assert actions[0].action.dtype == torch.int64
+
+
+def falling(name: str) -> dict[str, float]:
+    """Settings with which an agent's own policy is another one at the end of the run."""
+    if name == "mc_softmax":
+        return {}
+    tau = "temperature" if name == "softmax_q" else "epsilon"
+    return {f"{tau}_start": 1.0, f"{tau}_end": 0.01, f"{tau}_decay_env_steps": 2000}
 
 
 EXPLORES_FIRST = {"epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_decay_env_steps": 10_000}
@@ -171,6 +178,9 @@ def test_exploration_by_visits() -> None:
     agent = make("q_learning", epsilon_start=1.0, epsilon_end=0.1, epsilon_schedule="visits")
     agent.table.visits[:] = [[0, 0], [3, 1], [100, 0]]
     assert agent.behaviour.epsilon(np.array([0, 1, 2])).tolist() == [1.0, 0.25, 0.1]
+    double = make("double_q_learning", epsilon_start=1.0, epsilon_end=0.1, epsilon_schedule="visits")
+    double.first.visits[1], double.second.visits[1] = [2, 1], [1, 1]
+    assert double.behaviour.epsilon(np.array([0, 1])).tolist() == [1.0, 0.2]
 
 
 def test_linear_step_size_reaches_its_end_with_the_run() -> None:
@@ -275,6 +285,19 @@ def test_a_diverging_table_ends_the_run() -> None:
     agent.table.q[:2] = [[-1e308, -1e308], [1e308, 1e308]]
     with pytest.raises(NonFiniteError, match=r"an action value is not finite after 1 updates; lower agent\.step_size"):
         feed(agent, (0, 0, 0.0, 1))
+
+
+def test_both_tables_of_double_q_learning_are_watched() -> None:
+    agent = make("double_q_learning")
+    metrics = feed(agent, *[(0, 0, 1.0, 1, TERMINAL)] * 20)
+    assert agent.first.visits.sum() not in (0, 20)  # both have learned
+    assert [m["train/n_updates"] for m in metrics] == list(range(1, 21))
+    agent.first.q[:], agent.second.q[:] = np.nan, 0.0
+    with pytest.raises(NonFiniteError):
+        feed(agent, *[(0, 0, 0.0, 1, TERMINAL)] * 20)
+    agent.first.q[:], agent.second.q[:] = 0.0, np.nan
+    with pytest.raises(NonFiniteError):
+        feed(agent, *[(0, 0, 0.0, 1, TERMINAL)] * 20)
 
 
 def test_epsilon_greedy_is_what_the_policy_does() -> None:

@@ -69,21 +69,27 @@ def test_environment_i_is_played_by_learner_i():
     q = np.zeros((3, 16, 1, 4))
     for learner, action in enumerate((2, 0, 3)):
         q[learner, :, 0, action] = 1.0
-    agent.load_policy_state_dict({"q": q})
+    agent.load_policy_state_dict({"q": q, "visits": np.zeros((16, 4), np.int64), "steps": 0})
     policy = agent.policy(Mode("greedy"), 7, torch.Generator().manual_seed(0))
     acted = policy.act(torch.full((7,), 5), torch.ones(7, dtype=torch.bool))
     assert acted.action.tolist() == [2, 0, 3, 2, 0, 3, 2]
 
 
 def test_an_agent_that_only_acts_takes_tables_of_any_number_of_learners():
-    trained, advance = build(num_seeds=5)
+    falling = {"rule": "softmax_soft", "temperature_start": 1.0, "temperature_end": 0.01}
+    settings = {"temperature_decay_env_steps": 1_000, **falling}
+    trained, advance = build(num_seeds=5, **settings)
     advance(5_000)
     spec = EnvSpec(
         "lake", *(getattr(trained._task.spec, k) for k in ("observation_space", "action_space")), 2, model=lake()
     )
-    acting = tabular_compiled.make_agent(Settings(), Task(spec, 1, torch.device("cpu"), Streams(0)))
+    acting = tabular_compiled.make_agent(Settings(**settings), Task(spec, 1, torch.device("cpu"), Streams(0)))
     acting.load_policy_state_dict(trained.policy_state_dict())
     assert np.array_equal(acting.policy_state_dict()["q"], trained.policy_state_dict()["q"])
+    assert acting.inspect().visits.sum() == 5_000
+    own = [agent.policy(Mode("sample"), 2, torch.Generator()) for agent in (trained, acting)]
+    assert np.array_equal(*(policy.probabilities(np.array([0, 5])) for policy in own))
+    assert acting.policy_state_dict()["steps"] == 1_000
     with pytest.raises(CheckpointError, match="tables are"):
         build(num_seeds=4)[0].load_policy_state_dict(trained.policy_state_dict())
 
