@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def usage() -> str:
     """What `--help` prints."""
-    keys = "\n".join(f"    {f.name}={'' if f.default is MISSING else f.default}" for f in fields(EvaluateConfig))
+    defaults = asdict(EvaluateConfig())
+    keys = "\n".join(f"    {name}={'null' if value is None else value}" for name, value in defaults.items())
     return f"{(__doc__ or '').strip()}\n\nKeys and their defaults (explained in evaluate.py):\n{keys}"
 
 
@@ -231,7 +232,7 @@ def score(
         **figures,
         **({"temperatures": curve} if curve else {}),
         "random_mean_reward": summarise(baseline)["mean_reward"] if baseline else None,
-        "human_normalized": human_normalized(spec.env_id, mean),
+        "human_normalized": None if any(e.cut for e in episodes) else human_normalized(spec.env_id, mean),
         "protocol": {**spec.protocol, "policy": str(mode), "step_cap": cap, "seed": config.seed},
         "num_episodes": len(episodes),
         "partial": len(episodes) < config.episodes,
@@ -246,8 +247,8 @@ def score(
             for e in episodes
         ],
     }
-    say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
     write_result(config, run, result, stamp)
+    say(json.dumps(result, allow_nan=False) if config.format == "json" else table(result))
     write_picture(config, run, agent, spec.model, stamp)
     return stop.exit_code if stop else 0
 

@@ -223,9 +223,11 @@ def _train(
         env.close()
     if stop:
         if rank == 0:
-            warn(f"stopped at {env_steps:,} steps, saved; continue with: {_command()} resume={_short(run.path)}")
+            again = f"{_command()}{_imports()} resume={_short(run.path)}"
+            warn(f"stopped at {env_steps:,} steps, saved; continue with: {again}")
         return stop.exit_code, score
-    say(f"done: {env_steps:,} steps; see how it plays with: python evaluate.py run={_short(run.path)} video=1")
+    film = f"python evaluate.py{_imports()} run={_short(run.path)} video=1"
+    say(f"done: {env_steps:,} steps; see how it plays with: {film}")
     return 0, score
 
 
@@ -257,6 +259,11 @@ def _command(many: int | None = None) -> str:
 
     many = many or learners.count()
     return f"torchrun --nproc-per-node {many} train.py" if many > 1 else "python train.py"
+
+
+def _imports() -> str:
+    """What this command line imports, and the next one needs as well: `` or ` import=<module>`."""
+    return "".join(f" {argument}" for argument in sys.argv[1:] if argument.startswith("import="))
 
 
 def _short(path: Path) -> str:

@@ -333,12 +333,14 @@ def resume() -> str:
     """One line per environment of the exact-resume claim."""
     result = load("exact_resume")
     lines = [
-        "| killed with SIGKILL and resumed | steps | kills | weights, optimiser, replay, streams, metrics |",
-        "|---|---|---|---|",
+        "| killed with SIGKILL and resumed | steps | kills | of them while training | "
+        "weights, optimiser, replay, streams, metrics |",
+        "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         same = "identical SHA-256" if all(row["equal"].values()) else "**differ**"
-        lines.append(f"| {row['env']} | {row['env_steps']:,} | {row['kills']} | {same} |")
+        trained = row["starts"] - 1  # the last one ended by itself
+        lines.append(f"| {row['env']} | {row['env_steps']:,} | {row['kills']} | {trained} | {same} |")
     return "\n".join(lines)
 
 

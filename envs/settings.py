@@ -266,7 +266,7 @@ def unknown_id(env_id: str) -> str:
     for candidate in (f"ALE/{stem}-v5", *sorted((i for i in gym.registry if i.startswith(f"{stem}-v")), reverse=True)):
         if candidate in gym.registry:
             return f"unknown environment '{env_id}'. Did you mean '{candidate}'?"
-    return f"unknown environment '{env_id}'.{closest(env_id, gym.registry)}"
+    return f"unknown environment '{env_id}'.{closest(env_id, gym.registry)} One of your own needs import=<its module>."
 
 
 def with_step_cap(settings: EnvSettings, cap: int, own_limit: int | None) -> tuple[EnvSettings, int | None]:

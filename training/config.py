@@ -173,8 +173,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         except (HydraException, ValueError, RecursionError):
             override = None
         if override is None or not override.key_or_group:
-            hint = "put quotes around special characters" if "=" in text else "write key=value"
-            raise ConfigError(f"cannot read '{text}'; {hint}, e.g. \"env='ALE/Pong-v5'\"")
+            key, equals, value = text.partition("=")
+            hint = f"put quotes around special characters: \"{key}='{value}'\"" if equals else "write key=value"
+            raise ConfigError(f"cannot read '{text}'; {hint}")
         parsed.append(override)
     return parsed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -62,7 +63,7 @@ class DrivingBatch:
         self.action = wp.zeros(num_envs, dtype=wp.int64, device=device)
         parts = SENSES_OF[config.obs]
         if "camera" in parts:
-            self._film = self._upload(camera.Film(), camera.make_film(self.tables, config.lights))
+            self._film = self._upload(camera.Film(), _film_of(config))
         self._next_obs = {name: self._observation_array(sense) for name, sense in parts.items()}
         self._obs = [{name: self._observation_array(sense) for name, sense in parts.items()} for _ in range(2)]
         self._turn = 0  # which of the two holds the observation to act on
@@ -225,6 +226,12 @@ class DrivingBatch:
 def members(struct: Any) -> dict[str, Any]:
     """The fields of a Warp struct, with their types."""
     return struct.vars
+
+
+@lru_cache(maxsize=4)
+def _film_of(config: DrivingConfig) -> Mapping[str, Any]:
+    """What a camera needs; drawn once per process, for it takes half a second a city."""
+    return camera.make_film(make_tables(config), config.lights)
 
 
 def _copier(to: Tensor, source: Tensor, first: int, count: int) -> Launch:
