@@ -35,7 +35,7 @@ from torch import Tensor
 from contract import Acted, Advance, Inspection, Metrics, Mode, Progress, State, Task, Transition, VecEnv
 from faults import CheckpointError, ConfigError, NonFiniteError, check_choice, check_range
 from memory.population import Finished, Population
-from memory.table import StateIndex, States, TablePolicy, TableSettings, Yardstick
+from memory.table import StateIndex, States, TablePolicy, TableSettings, Yardstick, restore
 from rules.schedules import linear_schedule
 from rules.tabular import Floats, epsilon_greedy, softmax
 from rules.tabular_kernels import RULES, Variant
@@ -177,7 +177,8 @@ class TabularCompiled:
         if self._population is not None:
             self._population.q.copy_(q)
         else:
-            self._q, self._steps, self._visits = q, int(state["steps"]), np.array(state["visits"])
+            self._q, self._steps = q, int(state["steps"])
+            restore(self._visits, state["visits"])
 
     def state_dict(self) -> State:
         population = {} if self._population is None else self._population.state_dict()
