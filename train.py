@@ -223,8 +223,7 @@ def _train(
         env.close()
     if stop:
         if rank == 0:
-            again = f"{_command()}{_imports()} resume={_short(run.path)}"
-            warn(f"stopped at {env_steps:,} steps, saved; continue with: {again}")
+            warn(f"stopped at {env_steps:,} steps, saved; continue with: {_command()} resume={_short(run.path)}")
         return stop.exit_code, score
     film = f"python evaluate.py{_imports()} run={_short(run.path)} video=1"
     say(f"done: {env_steps:,} steps; see how it plays with: {film}")
@@ -258,7 +257,7 @@ def _command(many: int | None = None) -> str:
     import learners
 
     many = many or learners.count()
-    return f"torchrun --nproc-per-node {many} train.py" if many > 1 else "python train.py"
+    return (f"torchrun --nproc-per-node {many} train.py" if many > 1 else "python train.py") + _imports()
 
 
 def _imports() -> str:
